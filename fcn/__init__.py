@@ -1,0 +1,1 @@
+"""Fully convolutional networks: the nets and their mathematics, in plain PyTorch."""

@@ -1,0 +1,131 @@
+"""FCN-32s, FCN-16s and FCN-8s over any backbone (Long, Shelhamer, Darrell; CVPR 2015, figure 3)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fcn.backbones import STRIDES, Backbone, Preprocessing, build_backbone, classifier_of
+from fcn.geometry import Geometry, align, fused
+from fcn.upsample import Upscore
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All that is needed to build a net, and to use its weights; stored beside them."""
+
+    backbone: str
+    num_classes: int
+    stride: Literal[8, 16, 32]
+    """The finest map that is scored: FCN-8s, 16s or 32s."""
+    upscore: Literal["fixed", "learned"] = "fixed"
+    border: Literal["compact", "paper"] = "compact"
+    """`paper` pads the first convolution by 100 px and fc6 not at all, as the reference code does."""
+    skip_scale: tuple[float, float] = (1.0, 1.0)
+    """What the stride 16 and stride 8 maps are multiplied by before scoring: (0.01, 0.0001) is
+    FCN-8s-atonce over VGG16."""
+    preprocessing: Preprocessing | None = None
+    """None: that of the backbone's published weights."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` takes them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Blueprint:
+        """The blueprint that `to_json` wrote."""
+        plain = dict(plain, skip_scale=tuple(plain["skip_scale"]))
+        if plain["preprocessing"] is not None:
+            pre = dict(plain["preprocessing"])
+            pre |= {key: tuple(pre[key]) for key in ("mean", "deviation")}
+            plain["preprocessing"] = Preprocessing(**pre)
+        return cls(**plain)
+
+
+class FCN(nn.Module):
+    """Score every stride, fuse coarse into fine, upsample to the image.
+
+    The net takes images of any size as they are, RGB in 0..255: the preprocessing that its weights
+    need is inside. All score layers start at zero, so that a new skip leaves the prediction as it was.
+    """
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        super().__init__()
+        self.blueprint = blueprint
+        self.strides = [s for s in reversed(STRIDES) if s >= blueprint.stride]  # coarse to fine
+        self.backbone = build_backbone(blueprint.backbone, blueprint.preprocessing)
+        self.score = nn.ModuleDict(
+            {str(s): _zeros(self.backbone.channels[s], blueprint.num_classes) for s in self.strides}
+        )
+        self.scale = dict(zip((32, 16, 8), (1.0, *blueprint.skip_scale), strict=True))
+        self.border_px = self._set_border(self.backbone)
+        self._align(learned=blueprint.upscore == "learned")
+        compact = blueprint.border == "compact"
+        self.margin_px = classifier_of(blueprint.backbone).margin_px if compact else 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Score maps (N, K, H, W) float from RGB images (N, 3, H, W), uint8 or float in 0..255."""
+        taps = self.backbone(self._pad(self.backbone.normalise(image)))
+        fused = self.score["32"](taps[32])
+        for coarse, fine in zip(self.strides, self.strides[1:], strict=False):
+            skip = self.score[str(fine)](taps[fine] * self.scale[fine])
+            fused = self._fuse(self.upscore[str(coarse)](fused), skip, str(coarse))
+        scores = self.upscore["image"](fused)
+        top = self.alignment["image"].crop_coarse
+        height, width = image.shape[-2:]
+        return scores[..., top : top + height, top : top + width]
+
+    def _fuse(self, up: Tensor, skip: Tensor, at: str) -> Tensor:
+        """Sum of two score maps where both are."""
+        alignment = self.alignment[at]
+        up = up[..., alignment.crop_coarse :, alignment.crop_coarse :]
+        skip = skip[..., alignment.crop_fine :, alignment.crop_fine :]
+        height, width = (min(up.shape[d], skip.shape[d]) for d in (-2, -1))
+        return up[..., :height, :width] + skip[..., :height, :width]
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Zeros (the mean colour) around the image; sides grow to a multiple of 32, so floor is ceil."""
+        grow_h, grow_w = (-(n + 2 * self.border_px) % 32 + self.margin_px for n in x.shape[-2:])
+        b = self.border_px
+        return F.pad(x, (b, b + grow_w, b, b + grow_h))
+
+    def _set_border(self, backbone: Backbone) -> int:
+        """Padding of the image; fc6, where there is one, keeps the size of its map if compact."""
+        first = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d))
+        if self.blueprint.border == "paper":
+            assert isinstance(first.padding, tuple)
+            return 100 - first.padding[0]
+        for i, layer in enumerate(backbone.head):
+            if isinstance(layer, nn.ZeroPad2d):
+                window = next(m.kernel_size[0] for m in backbone.head if isinstance(m, nn.Conv2d))
+                before, after = window // 2, (window - 1) // 2
+                backbone.head[i] = nn.ZeroPad2d((before, after, before, after))
+        return 0
+
+    def _align(self, *, learned: bool) -> None:
+        """Derive every kernel and crop from where the maps lie."""
+        image = Geometry()
+        taps = self.backbone.geometry(Geometry(offset_px=-self.border_px))
+        self.alignment, self.upscore = {}, nn.ModuleDict()
+        here = taps[32]
+        for coarse, fine in zip(self.strides, [*self.strides[1:], 1], strict=True):
+            name, target = ("image", image) if fine == 1 else (str(coarse), taps[fine])
+            a = self.alignment[name] = align(here, target)
+            self.upscore[name] = Upscore(
+                self.blueprint.num_classes, a.kernel, a.factor, learned=learned
+            )
+            here = fused(target, a)
+        if self.alignment["image"].crop_fine:
+            raise ValueError(f"the maps of {self.blueprint} begin inside the image")
+        self.receptive_field_px = taps[32].field_px
+
+
+def _zeros(channels: int, num_classes: int) -> nn.Conv2d:
+    score = nn.Conv2d(channels, num_classes, 1)
+    nn.init.zeros_(score.weight)
+    assert score.bias is not None
+    nn.init.zeros_(score.bias)
+    return score

@@ -1,0 +1,229 @@
+"""Weights from one net into another, with a receipt that proves where every tensor went."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fcn.backbones import Backbone, classifier_of
+from fcn.nets import FCN, Blueprint
+
+TOLERANCE = 1e-4
+"""Classifier and dense form may differ by this fraction of the greatest score: float32 rounding of
+sums over 25,088 inputs, taken in another order."""
+
+State = Mapping[str, Tensor]
+Fate = Literal["copied", "reshaped", "initialised", "dropped"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one tensor."""
+
+    source: str | None
+    target: str | None
+    fate: Fate
+    source_shape: tuple[int, ...] | None
+    target_shape: tuple[int, ...] | None
+    sha256: str
+    """Of the tensor's bytes in row-major order; the same before and after a copy or a reshape."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof of a transplant: every tensor's fate, and how far source and target differ in output."""
+
+    source: str
+    backbone: str
+    entries: tuple[Entry, ...]
+    proof: str
+    max_difference: float
+    """Greatest difference of the two nets' answers to the same inputs, over the greatest answer."""
+    tolerance: float = TOLERANCE
+
+    def count(self, fate: Fate) -> int:
+        """How many tensors had this fate."""
+        return sum(entry.fate == fate for entry in self.entries)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, to be written beside the weights."""
+        return asdict(self)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a file of tensors; nothing in the file is executed.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds anything but tensors by name.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a readable weights file: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is a pickle of more than tensors, which could run code when opened; it was not "
+            "opened. Save a plain state dict: torch.save(net.state_dict(), path)"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(
+            f"{path} holds {type(state).__name__}, not a state dict of tensors by name"
+        )
+    return state
+
+
+def transplant_classifier(net: FCN, state: State, source: str) -> Receipt:
+    """Copy a classifier's weights into the net's backbone and prove that nothing changed.
+
+    The classifier is rebuilt from `state` and run beside its convolutional form on the same inputs:
+    one with fully connected layers at its native size, where the map has a single pixel; a pooled one
+    at two sizes, where the mean of the class map is the classifier's answer.
+
+    Raises:
+        ValueError: the weights are of another net, or the two forms disagree.
+    """
+    name = net.blueprint.backbone
+    known = classifier_of(name)
+    classifier = known.build().eval()
+    named = match_names(state, classifier.state_dict(), name)
+    classifier.load_state_dict({target: state[key] for key, target in named.items()})
+    dense = Backbone(classifier, name, net.backbone.preprocessing).eval()
+    difference = _classifier_difference(classifier, dense, (224, 288) if known.pooled else (224,))
+    _require(difference, f"{name} and its convolutional form", f"Is {source} a {name}?")
+
+    lives_at = {tensor.data_ptr(): target for target, tensor in dense.state_dict().items()}
+    own = classifier.state_dict()
+    pairs = {key: lives_at[own[target].data_ptr()] for key, target in named.items()}
+    kept = {key: target for key, target in pairs.items() if not target.startswith("class_layer")}
+    net.backbone.load_state_dict(
+        {
+            target: state[key].reshape(net.backbone.state_dict()[target].shape)
+            for key, target in kept.items()
+        }
+    )
+    proof = "mean of the class map" if known.pooled else "class map at 224 px"
+    entries = (*_entries(net, state, kept, prefix="backbone."), *_initialised(net, {}))
+    return Receipt(source, name, entries, f"classifier == {proof}", difference)
+
+
+def transplant_net(net: FCN, state: State, blueprint: Blueprint, source: str) -> Receipt:
+    """Copy another FCN's weights: the backbone whole, scores where strides and classes agree.
+
+    Raises:
+        ValueError: the donor has another backbone, or the two backbones then disagree.
+    """
+    if blueprint.backbone != net.blueprint.backbone:
+        raise ValueError(
+            f"{source} has a {blueprint.backbone}, this net a {net.blueprint.backbone}"
+        )
+    donor = FCN(blueprint).eval()
+    donor.load_state_dict(dict(state))
+    own = net.state_dict()
+    kept = {key: key for key, t in state.items() if key in own and own[key].shape == t.shape}
+    net.load_state_dict({target: state[key] for key, target in kept.items()}, strict=False)
+    x = _noise(donor, 96)
+    with torch.inference_mode():
+        mine, theirs = net.eval().backbone(x), donor.backbone(x)
+    difference = max(_relative(mine[s], theirs[s]) for s in mine)
+    _require(difference, f"the backbones of {source} and this net", "Is the file damaged?")
+    entries = (*_entries(net, state, kept), *_initialised(net, kept))
+    return Receipt(source, net.blueprint.backbone, entries, "taps of both backbones", difference)
+
+
+def match_names(state: State, own: State, net_name: str) -> dict[str, str]:
+    """Names in a file to names in a net: the same names, or the same shapes in the same order.
+
+    torchvision's GoogLeNet carries auxiliary classifiers (aux1, aux2), which are left out.
+
+    Raises:
+        ValueError: neither holds; the first differences are shown.
+    """
+    names = [key for key in state if not key.startswith(("aux1.", "aux2."))]
+    shapes = {key: tuple(state[key].shape) for key in names}
+    if all(key in own and shapes[key] == tuple(own[key].shape) for key in names) and len(
+        names
+    ) == len(own):
+        return {key: key for key in names}
+    if [*shapes.values()] == [tuple(t.shape) for t in own.values()]:
+        return dict(zip(names, own, strict=True))
+    wrong = [
+        f"{key} is {shapes.get(key, 'missing')}, not {tuple(t.shape)}"
+        for key, t in own.items()
+        if shapes.get(key) != tuple(t.shape)
+    ]
+    wrong += [f"{key} is not in {net_name}" for key in names if key not in own]
+    raise ValueError(
+        f"these are not the weights of {net_name}: {len(names)} tensors for {len(own)}; "
+        + "; ".join(wrong[:4])
+        + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+    )
+
+
+def _noise(module: nn.Module, size_px: int) -> Tensor:
+    generator = torch.Generator().manual_seed(size_px)
+    x = torch.randn(2, 3, size_px, size_px, generator=generator)
+    return x.to(next(module.parameters()).dtype)
+
+
+@torch.inference_mode()
+def _classifier_difference(
+    classifier: nn.Module, dense: Backbone, sizes_px: tuple[int, ...]
+) -> float:
+    worst = 0.0
+    for size_px in sizes_px:
+        x = _noise(classifier, size_px)
+        class_map = dense.class_layer(dense(x)[32])
+        worst = max(worst, _relative(class_map.mean((2, 3)), classifier(x)))
+    return worst
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Greatest difference over the greatest value; NaN where a net is dead (all answers zero)."""
+    scale = b.abs().max()
+    return float((a - b).abs().max() / scale) if scale > 0 else float("nan")
+
+
+def _require(difference: float, what: str, remedy: str) -> None:
+    if not difference <= TOLERANCE:  # NaN fails too
+        raise ValueError(f"{what} differ by {difference:.2g}, more than {TOLERANCE:.0e}. {remedy}")
+
+
+def sha256(tensor: Tensor) -> str:
+    """Of the tensor's bytes in row-major order."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)  # a scalar has no bytes to view
+    return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _entries(net: FCN, state: State, kept: Mapping[str, str], prefix: str = "") -> Iterator[Entry]:
+    own = net.state_dict()
+    for key, tensor in state.items():
+        digest = sha256(tensor)
+        if key not in kept:
+            yield Entry(key, None, "dropped", tuple(tensor.shape), None, digest)
+            continue
+        target = prefix + kept[key]
+        if sha256(own[target]) != digest:
+            raise ValueError(f"{key} did not arrive in {target} bit for bit")
+        fate: Fate = "copied" if own[target].shape == tensor.shape else "reshaped"
+        yield Entry(key, target, fate, tuple(tensor.shape), tuple(own[target].shape), digest)
+
+
+def _initialised(net: FCN, kept: Mapping[str, str]) -> Iterator[Entry]:
+    for target, tensor in net.state_dict().items():
+        if not target.startswith("backbone.") and target not in kept.values():
+            yield Entry(None, target, "initialised", None, tuple(tensor.shape), sha256(tensor))
