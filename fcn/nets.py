@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -54,6 +54,9 @@ class FCN(nn.Module):
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
+        known = classifier_of(blueprint.backbone)
+        # Weights and preprocessing stay together: a saved net never depends on a default.
+        blueprint = replace(blueprint, preprocessing=blueprint.preprocessing or known.preprocessing)
         self.blueprint = blueprint
         self.strides = [s for s in reversed(STRIDES) if s >= blueprint.stride]  # coarse to fine
         self.backbone = build_backbone(blueprint.backbone, blueprint.preprocessing)
@@ -64,7 +67,7 @@ class FCN(nn.Module):
         self.border_px = self._set_border(self.backbone)
         self._align(learned=blueprint.upscore == "learned")
         compact = blueprint.border == "compact"
-        self.margin_px = classifier_of(blueprint.backbone).margin_px if compact else 0
+        self.margin_px = known.margin_px if compact else 0
 
     def forward(self, image: Tensor) -> Tensor:
         """Score maps (N, K, H, W) float from RGB images (N, 3, H, W), uint8 or float in 0..255."""

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fcn.backbones import Backbone, classifier_of
@@ -57,34 +53,6 @@ class Receipt:
     def to_json(self) -> dict[str, Any]:
         """Plain values, to be written beside the weights."""
         return asdict(self)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file of tensors; nothing in the file is executed.
-
-    Raises:
-        ValueError: the file is missing, damaged, or holds anything but tensors by name.
-    """
-    if not path.is_file():
-        raise ValueError(f"no weights file at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable weights file: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is a pickle of more than tensors, which could run code when opened; it was not "
-            "opened. Save a plain state dict: torch.save(net.state_dict(), path)"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(
-            f"{path} holds {type(state).__name__}, not a state dict of tensors by name"
-        )
-    return state
 
 
 def transplant_classifier(net: FCN, state: State, source: str) -> Receipt:

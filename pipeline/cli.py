@@ -1,0 +1,143 @@
+"""The command line: verbs, a recipe, overrides. Everything else is in the recipe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pipeline.errors import PipelineError, RecipeError
+
+if TYPE_CHECKING:
+    from pipeline.flow import Report
+    from pipeline.recipe import Recipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Verbs(click.Group):
+    """Prints our errors without a traceback: 2 for a recipe to mend, 1 for a run that failed."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            click.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
+            ctx.exit(2 if isinstance(error, RecipeError) else 1)
+
+
+def recipe_arguments(command: Command) -> Command:
+    """RECIPE and --set, which every verb on a recipe takes."""
+    option = click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a.b=c; repeatable."
+    )
+    return click.argument("recipe")(option(command))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fcn-pipeline")
+def main() -> None:
+    """Train fully convolutional networks on Ray, tracked and registered in MLflow.
+
+    RECIPE is a name (see `fcn-pipeline recipes`) or a path to a YAML file.
+    """
+
+
+def _load(recipe: str, overrides: tuple[str, ...]) -> Recipe:
+    from pipeline.recipe import load_recipe
+
+    return load_recipe(recipe, overrides)
+
+
+def _run(recipe: str, overrides: tuple[str, ...], until: str) -> None:
+    from pipeline.flow import Flow
+    from pipeline.logs import configure_logging
+
+    configure_logging(logging.INFO)
+    flow = Flow(_load(recipe, overrides))
+    _print_report(flow.run(until), flow)
+
+
+@main.command()
+@recipe_arguments
+def run(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Run the whole flow; what is there already is not computed again."""
+    _run(recipe, overrides, "register")
+
+
+def _stage_verb(stage: str, text: str) -> None:
+    @main.command(stage, help=text)
+    @recipe_arguments
+    def verb(recipe: str, overrides: tuple[str, ...]) -> None:
+        _run(recipe, overrides, stage)
+
+
+_stage_verb("ingest", "Check the data set and write it as Arrow shards.")
+_stage_verb("transplant", "Put pretrained weights into the net and prove it.")
+_stage_verb("finetune", "Train, with the stages before it.")
+_stage_verb("evaluate", "Score a split, with the stages before it.")
+_stage_verb("register", "Register the model, with the stages before it.")
+
+
+@main.command()
+@recipe_arguments
+def plan(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Show what would run and why, without taking resources."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.outlook import outlook
+
+    table = Table("step", "fingerprint", "would", "because", "needs", box=None)
+    for row in outlook(_load(recipe, overrides)):
+        table.add_row(*row)
+    Console().print(table)
+
+
+@main.command()
+def recipes() -> None:
+    """List the recipes inside the package."""
+    from pipeline.recipe import recipe_names, summary
+
+    for name in recipe_names():
+        click.echo(f"{name:24} {summary(name)}")
+
+
+@main.command()
+@recipe_arguments
+def show(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Print a recipe with all defaults and overrides filled in."""
+    click.echo(_load(recipe, overrides).to_yaml(), nl=False)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--store", default="store", type=click.Path(path_type=Path), help="Store folder.")
+@click.option("--tracking-uri", default=None, help="MLflow server; the store's database if not given.")
+def predict(
+    model: str, images: tuple[Path, ...], output: Path, store: Path, tracking_uri: str | None
+) -> None:
+    """Label IMAGES with MODEL: models:/NAME@champion, run:NAME, or a net's folder.
+
+    Writes NAME.png, whose pixels are class ids in colours, and NAME.overlay.png for each image.
+    """
+    from pipeline.predicting import predict_files
+
+    for path in predict_files(model, images, output, store, tracking_uri):
+        click.echo(path)
+
+
+def _print_report(report: Report, flow: Any) -> None:  # noqa: ANN401 - Flow is imported lazily
+    from rich.console import Console
+
+    from pipeline.outlook import closing_lines
+
+    console = Console(highlight=False)
+    for line in closing_lines(report, flow):
+        console.print(line)

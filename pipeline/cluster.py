@@ -1,0 +1,90 @@
+"""Ray: connecting to it, and its scaling and run configuration derived from the recipe."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported or started: short polls, no printed copies, no usage report.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray  # noqa: E402
+import ray.train as train  # noqa: E402
+
+from pipeline.errors import ClusterError  # noqa: E402
+from pipeline.recipe import ClusterSpec  # noqa: E402
+
+
+def connect(spec: ClusterSpec) -> None:
+    """Join the Ray that the recipe or RAY_ADDRESS names, else start one here.
+
+    Raises:
+        ClusterError: there is none at that address, or it cannot hold the workers.
+    """
+    if not ray.is_initialized():
+        address = spec.address or os.environ.get("RAY_ADDRESS")
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError) as error:
+            raise ClusterError(f"no Ray at {address}: {error}") from error
+    require_room(spec, ray.cluster_resources())
+
+
+def require_room(spec: ClusterSpec, have: dict[str, float]) -> None:
+    """Fail now with the arithmetic rather than wait for ever.
+
+    Raises:
+        ClusterError: the workers need more than the whole cluster has.
+    """
+    need = {"CPU": spec.num_workers * spec.cpus_per_worker}
+    if spec.use_gpu:
+        need["GPU"] = float(spec.num_workers)
+    for kind, amount in need.items():
+        if amount > have.get(kind, 0):
+            raise ClusterError(
+                f"{spec.num_workers} workers need {amount:g} {kind}s, the cluster has "
+                f"{have.get(kind, 0):g}; use fewer cluster.num_workers"
+                + (" or a smaller cluster.cpus_per_worker" if kind == "CPU" else "")
+            )
+
+
+def scaling(spec: ClusterSpec) -> train.ScalingConfig:
+    """Workers and what each takes."""
+    return train.ScalingConfig(
+        num_workers=spec.num_workers,
+        use_gpu=spec.use_gpu,
+        resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if spec.use_gpu else {}),
+    )
+
+
+def task_options(spec: ClusterSpec) -> dict[str, Any]:
+    """Resources of a task that runs a net."""
+    return {"num_cpus": spec.cpus_per_worker, "num_gpus": 1 if spec.use_gpu else 0}
+
+
+def run_config(spec: ClusterSpec, storage: Path, name: str) -> train.RunConfig:
+    """Where checkpoints go (the newest and the best stay), how often to try again."""
+    return train.RunConfig(
+        name=name,
+        storage_path=str(storage),
+        failure_config=train.FailureConfig(max_failures=spec.max_failures),
+        checkpoint_config=train.CheckpointConfig(
+            num_to_keep=2,
+            checkpoint_score_attribute="val/mean_iu",
+            checkpoint_score_order="max",
+        ),
+        logging_config=train.LoggingConfig(log_level="ERROR"),
+    )
+
+
+def set_threads(cpus_per_worker: float) -> None:
+    """As many threads of arithmetic as the worker has CPUs; more would fight over them."""
+    import torch  # noqa: PLC0415 - the driver of a plan needs no torch
+
+    torch.set_num_threads(max(1, int(cpus_per_worker)))

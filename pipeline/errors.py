@@ -1,0 +1,42 @@
+"""What can go wrong, in one small tree. Each message says the value, the rule and the remedy.
+
+    PipelineError
+    ├── RecipeError     the recipe cannot be run as it is written
+    ├── DataError       images, labels or shards
+    ├── WeightsError    pretrained weights or their transplant
+    ├── ClusterError    Ray: no room, no connection, workers lost for good
+    ├── TrainingError   the training itself: a loss that is not finite
+    └── RegistryError   MLflow's runs and models
+
+Every error takes one positional message, so that it pickles: errors cross Ray's processes.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Anything a user can mend; the command line prints it without a traceback."""
+
+
+class RecipeError(PipelineError):
+    """The recipe cannot be run as it is written."""
+
+
+class DataError(PipelineError):
+    """Images, labels or shards are not what they should be."""
+
+
+class WeightsError(PipelineError):
+    """Pretrained weights are missing, unsafe or of another net."""
+
+
+class ClusterError(PipelineError):
+    """Ray has no room, cannot be reached, or lost its workers for good."""
+
+
+class TrainingError(PipelineError):
+    """Training cannot go on."""
+
+
+class RegistryError(PipelineError):
+    """A run or model in MLflow is missing or broken."""

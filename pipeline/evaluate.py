@@ -1,0 +1,135 @@
+"""Stage 4: one confusion matrix over a whole split, and pictures of what the net does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from pydantic import BaseModel
+
+from fcn.metrics import Confusion, Scores
+from fcn.predict import predict
+from fcn.weights import load_net
+from pipeline import pictures
+from pipeline.cluster import set_threads, task_options
+from pipeline.feed import eval_feed
+from pipeline.logs import progress_bar
+from pipeline.loop import Team, count_errors, require_all_seen
+from pipeline.recipe import Recipe, Split
+from pipeline.sampler import share
+from pipeline.shards import Shards
+from pipeline.store import Store
+
+TASKS_PER_WORKER = 2
+
+
+class Evaluation(BaseModel):
+    """What the stage leaves behind; `folder` also holds confusion.json and pictures."""
+
+    folder: Path
+    split: Split
+    num_images: int
+    pixel_accuracy: float
+    mean_accuracy: float
+    mean_iu: float
+    frequency_weighted_iu: float
+    class_iu: dict[str, float | None]
+    """None: the class is nowhere in the split and was never predicted."""
+
+    def metrics(self) -> dict[str, float]:
+        """By name, for tracking; classes without an IU are left out."""
+        names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+        found = {f"{self.split}/{name}": getattr(self, name) for name in names}
+        classes = {f"{self.split}/iu/{k}": v for k, v in self.class_iu.items() if v is not None}
+        return found | classes | {f"{self.split}/num_images": float(self.num_images)}
+
+
+def run(recipe: Recipe, store: Store, key: str, net: Path, files: Sequence[Path]) -> Evaluation:
+    """Count on all workers, draw a few predictions, publish.
+
+    Raises:
+        TrainingError: the images counted are not as many as the split has.
+    """
+    manifest: dict[str, object] = {}
+    shards = Shards(files)
+    table = recipe.data.class_table()
+    with store.publish("scores", key, manifest) as draft:
+        drawing = ray.remote(draw).options(**task_options(recipe.cluster))
+        drawn = drawing.remote(recipe, net, shards, draft)
+        confusion = _count(recipe, net, shards)
+        scores = confusion.scores()
+        counts = confusion.counts.numpy()
+        (draft / "confusion.json").write_text(
+            json.dumps({"classes": table.names, "counts": counts.tolist()})
+        )
+        pictures.confusion_matrix(draft / "confusion.png", counts, table)
+        pictures.class_bars(draft / "classes.png", scores, table)
+        ray.get(drawn)
+        result = _result(recipe, store.folder("scores", key), len(shards), scores)
+        manifest |= result.model_dump(mode="json")
+    return result
+
+
+def _count(recipe: Recipe, net: Path, shards: Shards) -> Confusion:
+    """Every image in exactly one task; integer counts, so their sum does not depend on the cut."""
+    num_tasks = min(len(shards), TASKS_PER_WORKER * recipe.cluster.num_workers)
+    task = ray.remote(count_rows).options(**task_options(recipe.cluster))
+    net_ref = ray.put(net)
+    rows = [share(len(shards), i, num_tasks) for i in range(num_tasks)]
+    refs = [task.remote(recipe, net_ref, shards, r) for r in rows]
+    total, seen = Confusion(len(recipe.data.class_table())), 0
+    with progress_bar() as progress:
+        bar = progress.add_task("evaluate", total=len(shards), note="images")
+        waiting = list(refs)
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            for counts, num_images in ray.get(done):
+                total.counts += counts
+                seen += num_images
+                progress.advance(bar, num_images)
+    require_all_seen(seen, len(shards))
+    return total
+
+
+def count_rows(recipe: Recipe, net: Path, shards: Shards, rows: range) -> tuple[torch.Tensor, int]:
+    """Confusion counts of some rows of a split, and how many images they were."""
+    set_threads(recipe.cluster.cpus_per_worker)
+    device = torch.device("cuda" if recipe.cluster.use_gpu else "cpu")
+    batches = eval_feed(shards, rows, recipe.finetune.micro_batch, 0)
+    confusion, seen = count_errors(load_net(net).to(device), batches, Team(device=device))
+    return confusion.counts.cpu(), seen
+
+
+def draw(recipe: Recipe, net_folder: Path, shards: Shards, folder: Path) -> None:
+    """Panels of a fixed handful of images, spread evenly over the split, and a sheet of them all."""
+    number = min(recipe.evaluate.num_pictures, len(shards))
+    if not number:
+        return
+    set_threads(recipe.cluster.cpus_per_worker)
+    net, table = load_net(net_folder), recipe.data.class_table()
+    panels = []
+    (folder / "panels").mkdir()
+    for row in np.linspace(0, len(shards) - 1, number).astype(int).tolist():
+        image, truth = shards.image_label(row)
+        prediction = predict(net, image)
+        panels.append(pictures.panel(image, truth, prediction, table))
+        name = shards.id(row)
+        pictures.rgb_png(folder / "panels" / f"{name}.png", panels[-1])
+        pictures.label_png(folder / "panels" / f"{name}.prediction.png", prediction, table)
+    pictures.contact_sheet(folder / "predictions.png", panels, table)
+
+
+def _result(recipe: Recipe, folder: Path, num_images: int, scores: Scores) -> Evaluation:
+    names = recipe.data.class_table().names
+    known = (None if np.isnan(iu) else iu for iu in scores.class_iu)
+    return Evaluation(
+        folder=folder,
+        split=recipe.evaluate.split,
+        num_images=num_images,
+        class_iu=dict(zip(names, known, strict=True)),
+        **scores.summary(),
+    )

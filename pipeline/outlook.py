@@ -1,0 +1,93 @@
+"""What a flow would do, and what it has done, in words and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.flow import Flow, Report, Step
+from pipeline.recipe import Recipe
+from pipeline.sampler import steps_per_epoch
+from pipeline.store import Store
+
+
+def outlook(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
+    """A row for each step: name, fingerprint, what would be done, why, what it takes."""
+    flow = Flow(recipe)
+    fresh: set[str] = set()
+    for step in flow.steps.values():
+        if flow.store.published(step.kind, step.key):
+            yield step.name, step.key, "reuse", "its result is in the store", ""
+            continue
+        changed = [name for name in step.needs if name in fresh]
+        why = f"{', '.join(changed)} runs" if changed else "no result with this fingerprint"
+        if step.stage == "finetune" and flow.begun(step):
+            why = "begun; goes on from its last checkpoint"
+        fresh.add(step.name)
+        yield step.name, step.key, "run", why, _needs(flow, step)
+
+
+def _needs(flow: Flow, step: Step) -> str:
+    recipe, data = flow.recipe, flow.published_counts()
+    if step.phase is None:
+        return ""
+    cluster, tune = recipe.cluster, recipe.finetune
+    device = "GPU" if cluster.use_gpu else f"{cluster.cpus_per_worker:g} CPU"
+    words = [f"{cluster.num_workers} workers x {device}", f"{step.phase.epochs} epochs"]
+    if data:
+        steps = step.phase.epochs * steps_per_epoch(data["train"], tune.global_batch)
+        words.append(f"{steps} steps of {tune.global_batch} images")
+    words.append(f"{_state_bytes(recipe, step) / 2**20:,.0f} MiB of net and optimiser each")
+    return ", ".join(words)
+
+
+def _state_bytes(recipe: Recipe, step: Step) -> int:
+    """Weights, gradients and optimiser state of one worker; activations come on top."""
+    import torch  # noqa: PLC0415 - only for nets that would be trained
+
+    from fcn.nets import FCN  # noqa: PLC0415
+    from pipeline.surgery import blueprint  # noqa: PLC0415
+
+    assert step.phase is not None
+    with torch.device("meta"):
+        net = FCN(blueprint(recipe, step.phase.stride))
+    copies = 4 if recipe.finetune.optimizer.kind == "adamw" else 3
+    return copies * sum(p.numel() * p.element_size() for p in net.parameters())
+
+
+def closing_lines(report: Report, flow: Flow) -> Iterator[str]:
+    """The last lines of a run: steps, scores, model, pictures, where to look."""
+    for name, how, seconds in report.steps:
+        yield f"{name:16} {how:10} {seconds:7.1f} s"
+    if all(how == "unchanged" for _, how, _ in report.steps):
+        yield "[bold]nothing changed, so nothing was computed again[/]"
+    results = report.results
+    if surgery := results.get("transplant"):
+        yield (
+            f"transplant       {surgery.copied} tensors copied, {surgery.reshaped} reshaped, "
+            f"{surgery.initialised} initialised, {surgery.dropped} dropped; {surgery.proof}, "
+            f"greatest difference {surgery.max_difference:.1e} (at most {surgery.tolerance:.0e})"
+        )
+    if scores := results.get("evaluate"):
+        yield (
+            f"{scores.split} of {scores.num_images} images: [bold]mean IU {scores.mean_iu:.4f}[/], "
+            f"pixel accuracy {scores.pixel_accuracy:.4f}, mean accuracy {scores.mean_accuracy:.4f}, "
+            f"f.w. IU {scores.frequency_weighted_iu:.4f}"
+        )
+        yield f"pictures         {_short(scores.folder / 'predictions.png')}"
+    if version := results.get("register"):
+        yield (
+            f"model            models:/{version.model}/{version.version}"
+            + (" is now @champion: " if version.champion else " is not @champion: ")
+            + version.reason
+        )
+    if report.tracking:
+        yield f"tracked in       mlflow ui --backend-store-uri {report.tracking}"
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+__all__ = ["Store", "closing_lines", "outlook"]

@@ -1,0 +1,56 @@
+"""Stage 5: the evaluated net as a version of a registered model; the gate moves the alias."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel
+
+from fcn.weights import read_about
+from pipeline.gate import Decision, decide
+from pipeline.recipe import Split
+from pipeline.tracking import Tracker
+
+
+class Scored(Protocol):
+    """What the gate looks at."""
+
+    split: Split
+    num_images: int
+    mean_iu: float
+    pixel_accuracy: float
+
+
+class Registered(BaseModel):
+    """What the stage leaves behind."""
+
+    model: str
+    version: int
+    champion: bool
+    """Whether the alias moved to this version."""
+    reason: str
+
+
+def run(tracker: Tracker, run_id: str, model: str, net: Path, scores: Scored) -> Registered:
+    """Log the model, make a version, decide, act."""
+    tags = {
+        "mean_iu": repr(scores.mean_iu),
+        "pixel_accuracy": repr(scores.pixel_accuracy),
+        "split": scores.split,
+        "num_images": str(scores.num_images),
+        "weights_sha256": read_about(net)["sha256"],
+    }
+    version = tracker.register(run_id, model, net, tags)
+    decision = _gate(tracker, model, scores)
+    if decision.promote:
+        tracker.move_alias(model, version, decision.reason)
+    return Registered(
+        model=model, version=version, champion=decision.promote, reason=decision.reason
+    )
+
+
+def _gate(tracker: Tracker, model: str, scores: Scored) -> Decision:
+    holder = tracker.champion(model)
+    score = holder[1].get("mean_iu") if holder else None
+    return decide(float(score) if score else None, scores.mean_iu)

@@ -1,0 +1,69 @@
+"""The registered model, as MLflow runs it: an image in, its label map out.
+
+MLflow copies this file and the package `fcn` into the model, so that a version stands alone:
+
+    model = mlflow.pyfunc.load_model("models:/NAME@champion")
+    label = model.predict(image)        # (H, W, 3) uint8 RGB -> (H, W) uint8, any size
+    labels = model.predict([image, path_bytes, ...])
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from numpy.typing import NDArray
+from PIL import Image
+
+from fcn.predict import predict
+from fcn.weights import class_table, load_net, read_about
+
+Label = NDArray[np.uint8]
+
+
+class Segmenter(PythonModel):  # type: ignore[misc]
+    """A net with its preprocessing, class names and palette."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Build the net and check that its weights are those that were registered."""
+        folder = Path(context.artifacts["net"])
+        self.net = load_net(folder)
+        self.classes = class_table(read_about(folder))
+
+    def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> Any:  # noqa: ANN401, ARG002, E501 - MLflow's own signature
+        """Label map (H, W) uint8 of an image; of a list, a list; of a table, base64 PNGs.
+
+        An image is an (H, W, 3) uint8 RGB array or the bytes of an encoded file. A table (as sent to
+        a model server) has a column `image` of such bytes, in base64 over JSON.
+        """
+        if hasattr(model_input, "columns"):
+            return [self._png(self._label(_bytes(cell))) for cell in model_input["image"]]
+        if isinstance(model_input, (list, tuple)):
+            return [self._label(item) for item in model_input]
+        return self._label(model_input)
+
+    def _label(self, image: NDArray[np.uint8] | bytes) -> Label:
+        if isinstance(image, bytes):
+            with Image.open(io.BytesIO(image)) as encoded:
+                image = np.asarray(encoded.convert("RGB"))
+        return predict(self.net, np.asarray(image))
+
+    def _png(self, label: Label) -> str:
+        """Palette PNG: the pixels are class ids, a viewer shows colours."""
+        picture = Image.fromarray(label).convert("P")
+        picture.putpalette(self.classes.palette().ravel().tolist())
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _bytes(cell: bytes | str) -> bytes:
+    return base64.b64decode(cell) if isinstance(cell, str) else cell
+
+
+mlflow.models.set_model(Segmenter())

@@ -1,0 +1,144 @@
+"""The data set as memory-mapped Arrow IPC files: schema, writer, reader.
+
+Any Arrow reader opens them; the class table and the split are in the schema's metadata.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from fcn.labels import ClassTable
+from pipeline.errors import DataError
+
+SCHEMA_VERSION = 1
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.binary()),  # as it was encoded, untouched
+        ("label", pa.binary()),  # class ids as an 8-bit PNG, void = 255
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("valid_px", pa.int64()),
+        ("class_px", pa.list_(pa.int64())),
+        ("source", pa.string()),
+        ("sha256", pa.string()),  # of the image's bytes
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One accepted sample, as the schema has it."""
+
+    id: str
+    image: bytes
+    label: bytes
+    height_px: int
+    width_px: int
+    valid_px: int
+    class_px: list[int]
+    source: str
+    sha256: str
+
+
+def write_shard(path: Path, rows: Iterable[Row], split: str, table: ClassTable) -> None:
+    """One Arrow IPC file."""
+    meta = {
+        "schema_version": str(SCHEMA_VERSION),
+        "split": split,
+        "classes": json.dumps(asdict(table)),
+    }
+    schema = SCHEMA.with_metadata(meta)
+    columns = pa.Table.from_pylist([vars(row) for row in rows], schema=schema)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(columns)
+
+
+def drop_rows(path: Path, ids: set[str]) -> None:
+    """Rewrite a shard without some of its samples."""
+    with pa.memory_map(str(path)) as source:
+        columns = pa.ipc.open_file(source).read_all()
+        keep = pa.array([row_id not in ids for row_id in columns["id"].to_pylist()])
+        columns = columns.filter(keep)
+        draft = path.with_suffix(".draft")
+        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, columns.schema) as writer:
+            writer.write_table(columns)
+    draft.replace(path)
+
+
+def decode_image(encoded: bytes) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) uint8, as stored: an EXIF rotation is not applied, labels have none."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def open_image(encoded: bytes) -> NDArray[np.integer]:
+    """Pixels as stored: (H, W) of ids, palette indices or 16-bit values, or (H, W, channels)."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image)
+
+
+def encode_label(label: NDArray[np.uint8]) -> bytes:
+    """Class ids (H, W) uint8 as a single-channel PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(label).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Shards:
+    """A split, read by row number from memory-mapped files, which are opened when first needed."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"files": self.files}  # a memory map does not travel; the other side opens its own
+
+    @cached_property
+    def _tables(self) -> list[pa.Table]:
+        try:
+            return [pa.ipc.open_file(pa.memory_map(str(f))).read_all() for f in self.files]
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"a shard cannot be read: {error}; remove its data set's folder") from error
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(len(table) for table in self._tables))
+
+    def __len__(self) -> int:
+        """Samples in the split."""
+        return self._ends[-1] if self._ends else 0
+
+    def _cell(self, index: int, column: str) -> Any:  # noqa: ANN401 - by the column's type
+        shard = bisect.bisect_right(self._ends, index)
+        start = self._ends[shard - 1] if shard else 0
+        return self._tables[shard][column][index - start].as_py()
+
+    def id(self, index: int) -> str:
+        """Name of a sample."""
+        return str(self._cell(index, "id"))
+
+    def size_px(self, index: int) -> tuple[int, int]:
+        """Height and width of a sample."""
+        return self._cell(index, "height_px"), self._cell(index, "width_px")
+
+    def image_label(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Image (H, W, 3) and label (H, W), both uint8."""
+        return (
+            decode_image(self._cell(index, "image")),
+            open_image(self._cell(index, "label")).astype(np.uint8, copy=False),
+        )

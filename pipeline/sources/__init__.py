@@ -1,0 +1,19 @@
+"""Readers of data set layouts. A source lists its samples; any process can then read one."""
+
+from __future__ import annotations
+
+from pipeline.recipe import Recipe
+from pipeline.sources.base import Sample, Source
+from pipeline.sources.folder import FolderSource
+from pipeline.sources.shapes import ShapesSource
+
+__all__ = ["FolderSource", "Sample", "ShapesSource", "Source", "open_source"]
+
+
+def open_source(recipe: Recipe) -> Source:
+    """The source that the recipe's data section describes; `voc` is folders with lists."""
+    data = recipe.data
+    if data.source == "shapes":
+        return ShapesSource(data.shapes, recipe.seed)
+    assert data.root is not None  # the recipe's validation saw to it
+    return FolderSource(data.root.absolute(), data.split_folders())

@@ -1,0 +1,210 @@
+"""MLflow: runs, metrics, artifacts, the registry. The only module that speaks to it.
+
+One writer, the driver, through a client and explicit run ids. A flow is one parent run, each phase of
+the fine-tuning a child; both are found again by their fingerprint, so that the same command typed
+twice goes on in the same runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Metrics are few and precious, and the driver must not hang for minutes on a server that is away.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import mlflow  # noqa: E402
+import mlflow.pyfunc  # noqa: E402
+from filelock import FileLock  # noqa: E402
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.data.dataset_source_registry import resolve_dataset_source  # noqa: E402
+from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+import fcn  # noqa: E402
+from pipeline import serving_path  # noqa: E402
+from pipeline.errors import RegistryError  # noqa: E402
+from pipeline.recipe import TrackingSpec  # noqa: E402
+
+CHAMPION = "champion"
+FINGERPRINT = "fcn.fingerprint"
+PARENT = "mlflow.parentRunId"
+PARAMS_A_CALL = 100
+
+
+class Tracker:
+    """An experiment in an MLflow store: the store folder's own database, or a server."""
+
+    def __init__(self, spec: TrackingSpec, store: Path) -> None:
+        store.mkdir(parents=True, exist_ok=True)
+        self.uri = spec.uri or f"sqlite:///{store / 'mlflow.db'}"
+        mlflow.set_tracking_uri(self.uri)
+        self.client = MlflowClient(self.uri)
+        # Two processes that create one database at the same time would ruin it.
+        with FileLock(store / "mlflow.lock"):
+            found = self.client.get_experiment_by_name(spec.experiment)
+            if found is None:
+                location = None if spec.uri else (store / "mlruns").as_uri()
+                self.experiment = self.client.create_experiment(
+                    spec.experiment, artifact_location=location
+                )
+            else:
+                self.experiment = found.experiment_id
+        self._logged: dict[str, int] = {}
+
+    def open_run(self, name: str, fingerprint: str, parent: str | None = None) -> str:
+        """The run of this fingerprint, set RUNNING again if there is one, else a new one."""
+        found = self.find_run(fingerprint, parent)
+        if found:
+            run_id = str(found.info.run_id)
+            self.client.update_run(run_id, status="RUNNING")
+        else:
+            tags = {FINGERPRINT: fingerprint} | ({PARENT: parent} if parent else {})
+            run = self.client.create_run(self.experiment, run_name=name, tags=tags)
+            run_id = str(run.info.run_id)
+        self._logged[run_id] = self._last_step(run_id)
+        return run_id
+
+    def find_run(self, fingerprint: str, parent: str | None = None) -> Run | None:
+        """The newest run with this fingerprint (under that parent)."""
+        where = f"tags.`{FINGERPRINT}` = '{fingerprint}'"
+        where += f" and tags.`{PARENT}` = '{parent}'" if parent else ""
+        runs = self.client.search_runs([self.experiment], where, max_results=1)
+        return runs[0] if runs else None
+
+    def close_run(self, run_id: str, *, ok: bool) -> None:
+        """The run is over."""
+        self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
+
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """The recipe's dotted keys; those already there stay."""
+        known = self.client.get_run(run_id).data.params
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        for start in range(0, len(new), PARAMS_A_CALL):
+            self.client.log_batch(run_id, params=new[start : start + PARAMS_A_CALL])
+
+    def log_rows(self, run_id: str, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Metrics by step. Steps that were logged before (a resumed run repeats some) are left out."""
+        last, now = self._logged.get(run_id, -1), int(time.time() * 1000)
+        fresh = [(step, values) for step, values in rows if step > last]
+        metrics = [Metric(k, float(v), now, step) for step, values in fresh for k, v in values.items()]
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        if fresh:
+            self._logged[run_id] = fresh[-1][0]
+
+    def log_scores(self, run_id: str, values: Mapping[str, float]) -> None:
+        """Metrics without a step, such as those of the final evaluation."""
+        now = int(time.time() * 1000)
+        self.client.log_batch(run_id, metrics=[Metric(k, float(v), now, 0) for k, v in values.items()])
+
+    def log_folder(self, run_id: str, folder: Path, at: str) -> None:
+        """All files of a folder as artifacts."""
+        self.client.log_artifacts(run_id, str(folder), at)
+
+    def log_json(self, run_id: str, plain: object, at: str) -> None:
+        """JSON values as an artifact."""
+        self.client.log_dict(run_id, plain, at)
+
+    def log_text(self, run_id: str, text: str, at: str) -> None:
+        """A text as an artifact."""
+        self.client.log_text(run_id, text, at)
+
+    def log_dataset(self, run_id: str, name: str, folder: Path, digest: str) -> None:
+        """The data set as an input of the run, with the digest of its content."""
+        source = resolve_dataset_source(folder.as_uri())
+        dataset = MetaDataset(source=source, name=name, digest=digest)
+        entry = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])
+        self.client.log_inputs(run_id, datasets=[entry])
+
+    def set_note(self, run_id: str, text: str) -> None:
+        """The description on the run's page."""
+        self.client.set_tag(run_id, "mlflow.note.content", text)
+
+    def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """A metric by step."""
+        points = self.client.get_metric_history(run_id, key)
+        return sorted((m.step, m.value) for m in points)
+
+    def _last_step(self, run_id: str) -> int:
+        points = self.client.get_metric_history(run_id, "train/loss")
+        return max((m.step for m in points), default=-1)
+
+    def register(self, run_id: str, name: str, net_folder: Path, tags: Mapping[str, str]) -> int:
+        """A new version of a model that stands alone: weights, description and the code to run them."""
+        with tempfile.TemporaryDirectory() as scratch:
+            code = Path(scratch) / "fcn"
+            shutil.copytree(
+                Path(fcn.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__")
+            )
+            mlflow.start_run(run_id=run_id)
+            try:
+                info = mlflow.pyfunc.log_model(
+                    name=name,
+                    python_model=str(serving_path()),
+                    artifacts={"net": str(net_folder)},
+                    code_paths=[str(code)],
+                    pip_requirements=_requirements(),
+                )
+            finally:
+                mlflow.end_run()
+        self._create_model(name)
+        version = self.client.create_model_version(
+            name, info.model_uri, run_id, tags=dict(tags), model_id=info.model_id
+        )
+        return int(version.version)
+
+    def _create_model(self, name: str) -> None:
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def champion(self, name: str) -> tuple[int, dict[str, str]] | None:
+        """Version and tags of the alias's holder, None if there is none."""
+        try:
+            version = self.client.get_model_version_by_alias(name, CHAMPION)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return int(version.version), dict(version.tags)
+
+    def move_alias(self, name: str, version: int, evidence: str) -> None:
+        """Make a version the champion."""
+        self.client.set_model_version_tag(name, str(version), "gate", evidence)
+        self.client.set_registered_model_alias(name, CHAMPION, str(version))
+
+    def download_net(self, model_uri: str) -> Path:
+        """The net's folder of a registered model; none of the model's code is run.
+
+        Raises:
+            RegistryError: no such model.
+        """
+        try:
+            return Path(mlflow.artifacts.download_artifacts(f"{model_uri}/artifacts/net"))
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"{model_uri} cannot be had from {self.uri}: {error}") from error
+
+
+def environment() -> str:
+    """The installed packages, as name==version lines."""
+    pins = {f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions()}
+    return "\n".join(sorted(pins, key=str.lower)) + "\n"
+
+
+def _requirements() -> list[str]:
+    names = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
