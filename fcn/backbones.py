@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Classifier:
     """How to build a classifier and where to cut it."""
 
     build: Callable[[], nn.Module]
-    cut: Callable[[nn.Module], Parts]
+    cut: Callable[[Any], Parts]
     channels: dict[int, int]
     pooled: bool
     """Whether the head averages over the whole map (ResNet) or is fully connected (VGG)."""

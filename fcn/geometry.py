@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 from torch import fx, nn
 
@@ -57,7 +56,7 @@ def trace(module: nn.Module, start: Geometry) -> Geometry:
 
 def _through(layer: nn.Module, source: Geometry) -> Geometry:
     if isinstance(layer, nn.ZeroPad2d):
-        left, _, top, _ = cast(tuple[int, int, int, int], layer.padding)
+        left, _, top, _ = layer.padding
         if left != top:
             raise ValueError(f"{layer} shifts rows and columns differently")
         return source.window(1, padding=left)

@@ -29,14 +29,16 @@ class Upscore(nn.Module):
         if learned:
             self.weight = nn.Parameter(weight)
         else:
-            self.register_buffer("weight", weight, persistent=False)
+            self.register_buffer("fixed", weight, persistent=False)
+        self.learned = learned
 
     def forward(self, scores: Tensor) -> Tensor:
         """One upsampling."""
-        if isinstance(self.weight, nn.Parameter):
+        if self.learned:
             return F.conv_transpose2d(
                 scores, self.weight, stride=self.factor, groups=scores.shape[1]
             )
         n, k = scores.shape[:2]  # the classes share one kernel: fold them into the batch
-        up = F.conv_transpose2d(scores.flatten(0, 1).unsqueeze(1), self.weight, stride=self.factor)
+        one = scores.flatten(0, 1).unsqueeze(1)
+        up = F.conv_transpose2d(one, self.get_buffer("fixed"), stride=self.factor)
         return up.unflatten(0, (n, k)).squeeze(2)

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the network
 
-import albumentations as A  # noqa: E402, N812
-import cv2  # noqa: E402
+import albumentations as A
+import cv2
 
-from fcn.labels import VOID  # noqa: E402
-from pipeline.recipe import AugmentSpec  # noqa: E402
+from fcn.labels import VOID
+from pipeline.recipe import AugmentSpec
 
 FILL = (124, 116, 104)
 """Outside the image: about the mean of ImageNet, which every preprocessing takes to about zero."""

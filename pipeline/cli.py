@@ -119,7 +119,9 @@ def show(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False))
 @click.option("--store", default="store", type=click.Path(path_type=Path), help="Store folder.")
-@click.option("--tracking-uri", default=None, help="MLflow server; the store's database if not given.")
+@click.option(
+    "--tracking-uri", default=None, help="MLflow server; the store's database if not given."
+)
 def predict(
     model: str, images: tuple[Path, ...], output: Path, store: Path, tracking_uri: str | None
 ) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import ray  # noqa: E402
-import ray.train as train  # noqa: E402
+import ray
+import ray.train as train
 
-from pipeline.errors import ClusterError  # noqa: E402
-from pipeline.recipe import ClusterSpec  # noqa: E402
+from pipeline.errors import ClusterError, PipelineError
+from pipeline.recipe import ClusterSpec
 
 
 def connect(spec: ClusterSpec) -> None:
@@ -28,9 +27,8 @@ def connect(spec: ClusterSpec) -> None:
     """
     if not ray.is_initialized():
         address = spec.address or os.environ.get("RAY_ADDRESS")
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
             raise ClusterError(f"no Ray at {address}: {error}") from error
     require_room(spec, ray.cluster_resources())
@@ -54,6 +52,16 @@ def require_room(spec: ClusterSpec, have: dict[str, float]) -> None:
             )
 
 
+def get(ref: Any) -> Any:  # noqa: ANN401 - whatever the task returns
+    """A task's result, or the very error that it raised, if it is one of ours."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PipelineError):
+            raise error.cause from None
+        raise
+
+
 def scaling(spec: ClusterSpec) -> train.ScalingConfig:
     """Workers and what each takes."""
     return train.ScalingConfig(
@@ -70,7 +78,7 @@ def task_options(spec: ClusterSpec) -> dict[str, Any]:
 
 def run_config(spec: ClusterSpec, storage: Path, name: str) -> train.RunConfig:
     """Where checkpoints go (the newest and the best stay), how often to try again."""
-    return train.RunConfig(
+    return train.RunConfig(  # type: ignore[call-arg]  # typed as the first version of Ray Train
         name=name,
         storage_path=str(storage),
         failure_config=train.FailureConfig(max_failures=spec.max_failures),

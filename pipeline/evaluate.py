@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from fcn.metrics import Confusion, Scores
 from fcn.predict import predict
 from fcn.weights import load_net
-from pipeline import pictures
+from pipeline import cluster, pictures
 from pipeline.cluster import set_threads, task_options
 from pipeline.feed import eval_feed
 from pipeline.logs import progress_bar
@@ -68,7 +68,7 @@ def run(recipe: Recipe, store: Store, key: str, net: Path, files: Sequence[Path]
         )
         pictures.confusion_matrix(draft / "confusion.png", counts, table)
         pictures.class_bars(draft / "classes.png", scores, table)
-        ray.get(drawn)
+        cluster.get(drawn)
         result = _result(recipe, store.folder("scores", key), len(shards), scores)
         manifest |= result.model_dump(mode="json")
     return result
@@ -87,7 +87,7 @@ def _count(recipe: Recipe, net: Path, shards: Shards) -> Confusion:
         waiting = list(refs)
         while waiting:
             done, waiting = ray.wait(waiting)
-            for counts, num_images in ray.get(done):
+            for counts, num_images in cluster.get(done):
                 total.counts += counts
                 seen += num_images
                 progress.advance(bar, num_images)

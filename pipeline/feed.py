@@ -79,7 +79,10 @@ class EvalSet(Dataset[MicroBatch]):
 
 
 def _batch(
-    images: list[Any], labels: list[Any], ids: tuple[str, ...], *name: Any  # noqa: ANN401
+    images: list[Any],
+    labels: list[Any],
+    ids: tuple[str, ...],
+    *name: Any,  # noqa: ANN401
 ) -> MicroBatch:
     image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return MicroBatch(image, torch.from_numpy(np.stack(labels)).long(), ids, *name)

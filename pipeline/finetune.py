@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train as train
 from pydantic import BaseModel
-from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConsistencyMode
 from ray.train.torch import TorchTrainer, get_device
 from torch.optim import Optimizer
@@ -24,17 +19,14 @@ from fcn.nets import FCN
 from fcn.weights import ABOUT, NET
 from pipeline.checkpoints import Cursor, save_state
 from pipeline.cluster import run_config, scaling, set_threads
-from pipeline.errors import ClusterError, PipelineError
-from pipeline.logs import progress_bar
+from pipeline.errors import ClusterError, PipelineError, TrainingError
 from pipeline.loop import Metrics, Phase, Team
 from pipeline.recipe import PhaseSpec, Recipe
 from pipeline.sampler import steps_per_epoch
 from pipeline.shards import Shards
 from pipeline.store import Store
 from pipeline.surgery import require_receipt, start_net
-
-Row = tuple[int, Metrics]
-Sink = Callable[[list[Row]], None]
+from pipeline.telemetry import Sink, Watcher
 
 
 @dataclass(frozen=True)
@@ -60,23 +52,6 @@ class TrainedNet(BaseModel):
     """Of the validation at which the net was the best."""
 
 
-@ray.remote(num_cpus=0)
-class Telemetry:
-    """Rows of metrics on their way from rank 0 to the driver."""
-
-    def __init__(self) -> None:
-        self._rows: list[Row] = []
-
-    def push(self, step: int, metrics: Metrics) -> None:
-        """From the worker; not waited for."""
-        self._rows.append((step, metrics))
-
-    def drain(self) -> list[Row]:
-        """To the driver: what came since the last call."""
-        rows, self._rows = self._rows, []
-        return rows
-
-
 class RayKeeper:
     """Checkpoints through Ray Train: rank 0 writes, all wait until Ray has committed."""
 
@@ -97,13 +72,11 @@ class RayKeeper:
                 save_state(Path(scratch), net, optimizer, cursor)
                 checkpoint = Checkpoint.from_directory(scratch)
             train.report(scores, checkpoint=checkpoint)
-            train.get_all_reported_checkpoints(
-                consistency_mode=CheckpointConsistencyMode.COMMITTED
-            )
+            train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
 
 
-def train_worker(config: dict[str, Any]) -> Metrics:
-    """What Ray starts on each device."""
+def train_worker(config: dict[str, Any]) -> Metrics | str:
+    """What Ray starts on each device; returns the last metrics, or why training cannot go on."""
     recipe = Recipe.model_validate(config["recipe"])
     context = train.get_context()
     set_threads(recipe.cluster.cpus_per_worker)
@@ -119,7 +92,11 @@ def train_worker(config: dict[str, Any]) -> Metrics:
         num_loaders=recipe.cluster.loader_workers,
         emit=lambda step, metrics: telemetry.push.remote(step, metrics),
     )
-    return phase.run(RayKeeper(phase.team.rank))
+    try:
+        return phase.run(RayKeeper(phase.team.rank))
+    except TrainingError as error:
+        # Raised by all workers at the same step, and again if Ray tried again: so no failure to Ray.
+        return str(error)
 
 
 def run(
@@ -134,27 +111,30 @@ def run(
     """
     if job.receipt is not None:
         require_receipt(job.receipt)
-    telemetry = Telemetry.remote()  # type: ignore[attr-defined]
+    steps = job.phase.epochs * steps_per_epoch(job.num_train, recipe.finetune.global_batch)
+    watcher = Watcher(f"FCN-{job.phase.stride}s", steps, sink)
     trainer = TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # what it returns is result.return_value
         train_loop_config={
             "recipe": recipe.plain(),
             "phase": job.phase.model_dump(),
             "start": job.start,
             "train": job.train,
             "val": job.val,
-            "telemetry": telemetry,
+            "telemetry": watcher.telemetry,
         },
         scaling_config=scaling(recipe.cluster),
         run_config=run_config(recipe.cluster, store.root / "runs" / recipe.name, key),
     )
-    with _watching(telemetry, recipe, job, sink):
+    with watcher:
         result = _fit(trainer)
-    best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1]["val/mean_iu"])
+    if isinstance(result.return_value, str):
+        raise TrainingError(result.return_value)
+    best, metrics = max(result.best_checkpoints or [], key=lambda pair: pair[1]["val/mean_iu"])
     return _publish(recipe, store, key, best, metrics)
 
 
-def _fit(trainer: TorchTrainer) -> train.Result:
+def _fit(trainer: TorchTrainer) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
     try:
         return trainer.fit()
     except train.WorkerGroupError as error:
@@ -164,50 +144,6 @@ def _fit(trainer: TorchTrainer) -> train.Result:
         raise ClusterError(f"the workers failed too often: {error}") from error
     except train.TrainingFailedError as error:
         raise ClusterError(f"Ray could not train: {error}") from error
-
-
-@contextmanager
-def _watching(telemetry: ActorHandle, recipe: Recipe, job: Job, sink: Sink) -> Iterator[None]:
-    """Carry metrics from rank 0 to the screen and the sink until the block ends."""
-    steps = job.phase.epochs * steps_per_epoch(job.num_train, recipe.finetune.global_batch)
-    done = threading.Event()
-    failures: list[Exception] = []
-    with progress_bar() as progress:
-        bar = progress.add_task(f"FCN-{job.phase.stride}s", total=steps, note="starting workers")
-        shown: Metrics = {}
-
-        def carry() -> None:
-            while True:
-                last = done.wait(0.5)
-                rows: list[Row] = ray.get(telemetry.drain.remote())
-                for step, metrics in rows:
-                    shown.update(metrics)
-                    progress.update(bar, completed=step, note=_note(shown))
-                if rows:
-                    sink(rows)
-                if last:
-                    return
-
-        def guarded() -> None:
-            try:
-                carry()
-            except Exception as error:  # noqa: BLE001 - raised again where the user sees it
-                failures.append(error)
-
-        thread = threading.Thread(target=guarded, name="telemetry")
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-    if failures:
-        raise failures[0]
-
-
-def _note(shown: Metrics) -> str:
-    note = f"loss {shown['train/loss']:.3f}  {shown['perf/images_per_s']:.1f} images/s"
-    return note + (f"  mean IU {shown['val/mean_iu']:.3f}" if "val/mean_iu" in shown else "")
 
 
 def _publish(

@@ -14,23 +14,18 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from pipeline.errors import DataError
 from pipeline.recipe import PhaseSpec, Recipe
-from pipeline.sampler import steps_per_epoch
 from pipeline.store import Store, fingerprint
 
 if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` needs no torch or ray
-    from pipeline.evaluate import Evaluation
     from pipeline.finetune import TrainedNet
     from pipeline.ingest import Dataset
     from pipeline.register import Registered
-    from pipeline.tracking import Tracker
-    from pipeline.transplant import Transplanted
+    from pipeline.tracked import Tracked
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +72,9 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
     plain = recipe.plain()
     steps: list[Step] = []
 
-    def add(stage: str, reads: object, needs: tuple[str, ...], phase: PhaseSpec | None = None) -> str:
+    def add(
+        stage: str, reads: object, needs: tuple[str, ...], phase: PhaseSpec | None = None
+    ) -> str:
         name = f"{stage}-{phase.stride}s" if phase else stage
         inputs = [step.key for step in steps if step.name in needs]
         key = fingerprint(stage, VERSIONS[stage], reads, inputs)
@@ -107,7 +104,7 @@ class Report:
 
     steps: list[tuple[str, str, float]]
     """Name, `computed` or `unchanged`, seconds."""
-    results: dict[str, BaseModel]
+    results: dict[str, Any]
     tracking: str | None = None
     """Where MLflow is; None if nothing was computed."""
     run_id: str | None = None
@@ -120,25 +117,42 @@ class Flow:
         self.recipe = recipe
         self.store = Store(recipe.store)
         self.steps = {step.name: step for step in plan(recipe, self.store)}
+        self.found = {n: self.store.published(s.kind, s.key) for n, s in self.steps.items()}
+        """What the store held before the flow began."""
         self.report = Report([], {})
-        self._tracker: Tracker | None = None
-        self._parent: str | None = None
+        self._tracked: Tracked | None = None
 
     def run(self, until: str = "register") -> Report:
         """All steps up to a stage; those whose result is there are not run again."""
         wanted = [s for s in self.steps.values() if STAGES.index(s.stage) <= STAGES.index(until)]
         if until == "transplant":
             wanted = [s for s in wanted if s.stage == until]
-        if any(self._cached(step) is None for step in wanted):
-            self._open(wanted[-1])
-        try:
-            for step in wanted:
-                getattr(self, f"_{step.stage}")(step)
-        except BaseException:
-            self._close(ok=False)
-            raise
-        self._close(ok=True)
+        if all(self.found[step.name] for step in wanted):
+            self._run(wanted)
+            return self.report
+        from pipeline import cluster
+        from pipeline.tracked import Tracked
+
+        cluster.connect(self.recipe.cluster)
+        self._tracked = Tracked(self.recipe, self.store, wanted[-1].key)
+        self.report.tracking, self.report.run_id = self._tracked.address, self._tracked.run_id
+        with self._tracked:
+            self._run(wanted)
         return self.report
+
+    def _run(self, wanted: list[Step]) -> None:
+        surgery = self._begin_transplant() if "transplant" in {s.name for s in wanted} else None
+        for step in wanted:
+            if step.stage == "ingest":
+                self._ingest(step)
+            elif step.stage == "transplant":
+                self._transplant(step, surgery)
+            elif step.stage == "finetune":
+                self._finetune(step)
+            elif step.stage == "evaluate":
+                self._evaluate(step)
+            else:
+                self._register(step)
 
     def begun(self, step: Step) -> bool:
         """Whether a phase has checkpoints to go on from."""
@@ -146,32 +160,13 @@ class Flow:
 
     def published_counts(self) -> dict[str, int] | None:
         """Images by split, once the data set is ingested."""
-        plain = self._cached(self.steps["ingest"])
+        plain = self.found["ingest"]
         return plain["counts"] if plain else None
-
-    def _open(self, last: Step) -> None:
-        from pipeline import cluster
-        from pipeline.tracking import Tracker, environment
-
-        cluster.connect(self.recipe.cluster)
-        tracker = self._tracker = Tracker(self.recipe.tracking, self.store.root)
-        run_id = self._parent = tracker.open_run(self.recipe.name, last.key)
-        tracker.log_params(run_id, self.recipe.flat())
-        tracker.log_text(run_id, self.recipe.to_yaml(), "recipe.yaml")
-        tracker.log_text(run_id, environment(), "environment.txt")
-        self.report.tracking, self.report.run_id = tracker.uri, run_id
-
-    def _close(self, *, ok: bool) -> None:
-        if self._tracker and self._parent:
-            self._tracker.close_run(self._parent, ok=ok)
-
-    def _cached(self, step: Step) -> dict[str, Any] | None:
-        return self.store.published(step.kind, step.key)
 
     def _once(self, step: Step, of: type[Result], compute: Callable[[], Result]) -> Result:
         """The step's result from the store, or computed now."""
         began = time.perf_counter()
-        plain = self._cached(step)
+        plain = self.found[step.name]
         result = compute() if plain is None else of.model_validate(plain)
         how = "computed" if plain is None else "unchanged"
         log.info("%s %s (%s)", step.name, how, step.key)
@@ -182,64 +177,37 @@ class Flow:
     def _ingest(self, step: Step) -> None:
         from pipeline import ingest
 
-        self._begin_transplant()
         data = self._once(
             step, ingest.Dataset, lambda: ingest.run(self.recipe, self.store, step.key)
         )
-        if self._tracker and self._parent:
-            name = f"{self.recipe.data.source}-{self.recipe.name}"
-            self._tracker.log_dataset(self._parent, name, data.folder, data.digest)
+        if self._tracked:
+            self._tracked.dataset(data)
 
-    def _begin_transplant(self) -> None:
+    def _begin_transplant(self) -> Any:  # noqa: ANN401 - Ray's reference to a Transplanted
         """It needs nothing of the ingest: both run at the same time."""
-        self._surgery: Any = None
-        step = self.steps.get("transplant")
-        if step and self._tracker and self._cached(step) is None:
-            import ray
+        step = self.steps["transplant"]
+        if self.found[step.name]:
+            return None
+        import ray
 
-            from pipeline import transplant
-
-            task = ray.remote(transplant.run).options(num_cpus=1)
-            self._surgery = task.remote(self.recipe, self.store, step.key)
-
-    def _transplant(self, step: Step) -> None:
         from pipeline import transplant
 
-        def compute() -> Transplanted:
-            if not hasattr(self, "_surgery"):
-                self._begin_transplant()
-            import ray
+        return ray.remote(transplant.run).remote(self.recipe, self.store, step.key)
 
-            from pipeline.errors import PipelineError
+    def _transplant(self, step: Step, surgery: Any) -> None:  # noqa: ANN401
+        from pipeline import cluster, transplant
 
-            try:
-                return ray.get(self._surgery)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, PipelineError):
-                    raise error.cause from None
-                raise
-
-        done = self._once(step, transplant.Transplanted, compute)
-        if self._tracker and self._parent:
-            self._tracker.log_folder(self._parent, done.folder / "receipt.json", "transplant")
-
-    def _result(self, name: str) -> Any:  # noqa: ANN401 - the stage's own model
-        return self.report.results[name]
+        done = self._once(step, transplant.Transplanted, lambda: cluster.get(surgery))
+        if self._tracked:
+            self._tracked.receipt(done)
 
     def _finetune(self, step: Step) -> None:
         from pipeline import finetune
 
         assert step.phase is not None
-        self._once(step, finetune.TrainedNet, lambda: self._train(step, step.phase))
-
-    def _train(self, step: Step, phase: PhaseSpec | None) -> TrainedNet:
-        from pipeline import finetune, pictures
-
-        assert phase is not None
-        assert self._tracker is not None
-        tracker = self._tracker
+        phase = step.phase
         data: Dataset = self._result("ingest")
-        before = [n for n in step.needs if n != "ingest"]
+        before = [name for name in step.needs if name != "ingest"]
         start = self._result(before[0]).folder if before else None
         job = finetune.Job(
             phase=phase,
@@ -249,16 +217,14 @@ class Flow:
             start=start,
             receipt=start if before == ["transplant"] else None,
         )
-        run_id = tracker.open_run(step.name, step.key, self._parent)
-        ok = False
-        try:
-            trained = finetune.run(
-                self.recipe, self.store, step.key, job, lambda rows: tracker.log_rows(run_id, rows)
-            )
-            ok = True
-        finally:
-            tracker.close_run(run_id, ok=ok)
-        return trained
+
+        def compute() -> TrainedNet:
+            assert self._tracked is not None
+            with self._tracked.phase(step.name, step.key) as sink:
+                return finetune.run(self.recipe, self.store, step.key, job, sink)
+
+        trained = self._once(step, finetune.TrainedNet, compute)
+        self.store.remember_run(self.recipe.name, trained.folder)
 
     def _evaluate(self, step: Step) -> None:
         from pipeline import evaluate
@@ -271,47 +237,28 @@ class Flow:
             evaluate.Evaluation,
             lambda: evaluate.run(self.recipe, self.store, step.key, net.folder, files),
         )
-        if self._tracker and self._parent:
-            self._log_evaluation(scores, net)
-
-    def _log_evaluation(self, scores: Evaluation, net: TrainedNet) -> None:
-        from pipeline import pictures
-
-        assert self._tracker is not None
-        assert self._parent is not None
-        runs = {
-            s.name: run.info.run_id
-            for s in self.steps.values()
-            if s.stage == "finetune" and (run := self._tracker.find_run(s.key))
-        }
-        histories = {
-            key: {n: self._tracker.history(run_id, key) for n, run_id in runs.items()}
-            for key in ("train/loss", "val/mean_iu")
-        }
-        last = [*runs][-1] if runs else None
-        if last:
-            pictures.curves(
-                scores.folder / "curves.png",
-                histories["train/loss"][last],
-                {n: points for n, points in histories["val/mean_iu"].items() if points},
-            )
-        self._tracker.log_scores(self._parent, scores.metrics() | net.metrics)
-        self._tracker.log_folder(self._parent, scores.folder, "evaluation")
+        if self._tracked:
+            phases = {s.name: s.key for s in self.steps.values() if s.stage == "finetune"}
+            self._tracked.evaluation(scores, net, phases)
 
     def _register(self, step: Step) -> None:
         from pipeline import register
 
+        scores, net = self._result(step.needs[0]), self._result(step.needs[1])
+
         def compute() -> Registered:
-            assert self._tracker is not None
-            assert self._parent is not None
-            scores, net = self._result(step.needs[0]), self._result(step.needs[1])
+            assert self._tracked is not None
             name = self.recipe.register_as.model or self.recipe.name
             manifest: dict[str, Any] = {}
             with self.store.publish(step.kind, step.key, manifest):
-                done = register.run(self._tracker, self._parent, name, net.folder, scores)
+                done = register.run(
+                    self._tracked.tracker, self._tracked.run_id, name, net.folder, scores
+                )
                 manifest |= done.model_dump(mode="json")
-            note = f"mean IU {scores.mean_iu:.4f} on {scores.split}; {done.model} v{done.version}"
-            self._tracker.set_note(self._parent, f"{note}: {done.reason}")
+            self._tracked.note(scores, done)
             return done
 
         self._once(step, register.Registered, compute)
+
+    def _result(self, name: str) -> Any:  # noqa: ANN401 - the stage's own model
+        return self.report.results[name]

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
 from fcn.labels import VOID, ClassTable
+from pipeline import cluster
 from pipeline.errors import DataError
 from pipeline.logs import progress_bar
 from pipeline.quarantine import Rejected, summary, write_table
@@ -92,7 +93,9 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
         rejected += [r for shard in shards for r in shard.rejected]
         doubles = _doubles(shards)
         for shard in shards:
-            if ids := {r.id for r in doubles if r.split == shard.split} & {a[0] for a in shard.accepted}:
+            if ids := {r.id for r in doubles if r.split == shard.split} & {
+                a[0] for a in shard.accepted
+            }:
                 drop_rows(draft / shard.file, ids)
                 shard.accepted[:] = [a for a in shard.accepted if a[0] not in ids]
         rejected += doubles
@@ -127,7 +130,7 @@ def _check_all(
             done, waiting = ray.wait(waiting)
             for ref in done:
                 progress.advance(bar, len(chunks[refs.index(ref)]))
-    return list(ray.get(refs))
+    return list(cluster.get(refs))
 
 
 def _chunks(samples: Sequence[Sample], rows: int) -> Iterator[list[Sample]]:
@@ -140,7 +143,11 @@ def _chunks(samples: Sequence[Sample], rows: int) -> Iterator[list[Sample]]:
 
 
 def check_shard(
-    source: Source, samples: Sequence[Sample], table: ClassTable, void_ids: Sequence[int], path: Path
+    source: Source,
+    samples: Sequence[Sample],
+    table: ClassTable,
+    void_ids: Sequence[int],
+    path: Path,
 ) -> Checked:
     """Check a chunk of one split and write what is accepted as one shard."""
     rows: list[Row] = []
@@ -156,14 +163,18 @@ def check_shard(
     return Checked(path.name, samples[0].split, accepted, rejected)
 
 
-def check_sample(
-    source: Source, sample: Sample, table: ClassTable, void_ids: Sequence[int]
-) -> Row:
+def check_sample(source: Source, sample: Sample, table: ClassTable, void_ids: Sequence[int]) -> Row:
     """A row whose label is proved to hold classes and void alone."""
     image, encoded_label = source.read(sample)
     try:
         height, width = decode_image(image).shape[:2]
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as e:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as e:
         raise _RejectedError("undecodable image", str(e)) from None
     label = _check_label(encoded_label, table, void_ids)
     if label.shape != (height, width):
@@ -183,9 +194,7 @@ def check_sample(
     )
 
 
-def _check_label(
-    encoded: bytes, table: ClassTable, void_ids: Sequence[int]
-) -> NDArray[np.uint8]:
+def _check_label(encoded: bytes, table: ClassTable, void_ids: Sequence[int]) -> NDArray[np.uint8]:
     try:
         ids = open_image(encoded)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
@@ -198,7 +207,9 @@ def _check_label(
     wide[np.isin(wide, [*void_ids, VOID])] = VOID
     wild = np.unique(wide[(wide != VOID) & ((wide < 0) | (wide >= len(table)))])
     if len(wild):
-        evidence = f"ids {wild[:5].tolist()} in a table of {len(table)} classes (0..{len(table) - 1})"
+        evidence = (
+            f"ids {wild[:5].tolist()} in a table of {len(table)} classes (0..{len(table) - 1})"
+        )
         raise _RejectedError("unknown class", evidence)
     return wide.astype(np.uint8)
 

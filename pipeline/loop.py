@@ -6,9 +6,10 @@ global batch divided by their number, and everything random goes by name.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +48,15 @@ class Team:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def gather(self, names: Sequence[str]) -> list[str]:
+        """The names that all workers hold, in the order of their ranks."""
+        held: list[list[str]] = [[] for _ in range(self.size)]
+        if self.size > 1:
+            dist.all_gather_object(held, list(names))
+        else:
+            held = [list(names)]
+        return [name for part in held for name in part]
 
 
 class Keeper(Protocol):
@@ -101,12 +111,12 @@ class Stepper:
             total += loss.detach()
         self.finish_statistics(len(real), units)
         mean_loss = float(self.team.sum(total)) / max(valid, 1)
-        if not torch.isfinite(torch.tensor(mean_loss)):
-            names = ", ".join(name for batch in real for name in batch.ids)
+        if not math.isfinite(mean_loss):
+            names = self.team.gather([name for batch in real for name in batch.ids])
             raise TrainingError(
-                f"the loss became {mean_loss} at step {batches[0].step + 1}; nothing was saved after "
-                f"the last checkpoint. This worker held {names}. A lower finetune.optimizer.lr or a "
-                "longer schedule.warmup_steps is the usual remedy"
+                f"the loss became {mean_loss} at step {batches[0].step + 1}, on {', '.join(names)}; "
+                "that step was not taken and nothing was saved since the last checkpoint. A lower "
+                "finetune.optimizer.lr or a longer finetune.schedule.warmup_steps is the usual remedy"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -114,16 +124,15 @@ class Stepper:
 
     def _count(self, real: Sequence[MicroBatch]) -> tuple[int, int, int]:
         """Valid pixels, images and micro-batches of the whole global batch."""
-        mine = [
-            (count_valid(b.label), len(b.label), 1) for b in real
-        ] or [(0, 0, 0)]
+        mine = [(count_valid(b.label), len(b.label), 1) for b in real] or [(0, 0, 0)]
         totals = self.team.sum(torch.tensor(mine, device=self.team.device).sum(0)).tolist()
         return totals[0], totals[1], totals[2]
 
-    def _sync(self, *, last: bool) -> nullcontext[None]:
+    def _sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged once a step, after the last micro-batch."""
-        waits = isinstance(self.ddp, DistributedDataParallel) and not last
-        return self.ddp.no_sync() if waits else nullcontext()
+        if last or not isinstance(self.ddp, DistributedDataParallel):
+            return nullcontext()
+        return self.ddp.no_sync()
 
     def begin_statistics(self) -> None:
         """Batch normalisation of mode `micro`: start to average over the global batch."""
@@ -137,11 +146,11 @@ class Stepper:
 
 
 @torch.inference_mode()
-def count_errors(net: FCN, batches: Sequence[MicroBatch] | object, team: Team) -> tuple[Confusion, int]:
+def count_errors(net: FCN, batches: Iterable[MicroBatch], team: Team) -> tuple[Confusion, int]:
     """Confusion matrix of some batches on one worker, and how many images were counted."""
     confusion = Confusion(net.blueprint.num_classes, team.device)
     seen = 0
-    for batch in batches:  # type: ignore[attr-defined]
+    for batch in batches:
         moved = batch.to(team.device, torch.contiguous_format)
         confusion.update(moved.label, net(moved.image).argmax(1))
         seen += len(moved.ids)
@@ -237,7 +246,7 @@ class Phase:
             began = time.perf_counter()
         return metrics
 
-    def _feed(self, plan: Plan, first_step: int) -> object:
+    def _feed(self, plan: Plan, first_step: int) -> Iterator[list[MicroBatch]]:
         dataset = TrainSet(self.train, self.spec.augment, self.seed)
         return train_feed(
             dataset, plan, first_step, self.team.rank, self.team.size, self.num_loaders

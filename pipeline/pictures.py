@@ -76,16 +76,23 @@ def panel(image: Pixels, truth: Pixels, prediction: Pixels, table: ClassTable) -
     """Image, truth, prediction, errors in a 2 x 2 panel; errors are red, void is grey."""
     wrong = (prediction != truth) & (truth != VOID)
     faded = (0.35 * image + 0.65 * 255).astype(np.uint8)
-    errors = np.where(wrong[..., None], np.uint8([220, 30, 30]), faded)
-    errors = np.where((truth == VOID)[..., None], np.uint8([128, 128, 128]), errors)
-    quarters = [image, overlay(image, truth, table, 0.75), overlay(image, prediction, table, 0.75), errors]
+    errors = np.where(wrong[..., None], np.array([220, 30, 30], np.uint8), faded)
+    errors = np.where((truth == VOID)[..., None], np.array([128, 128, 128], np.uint8), errors)
+    quarters = [
+        image,
+        overlay(image, truth, table, 0.75),
+        overlay(image, prediction, table, 0.75),
+        errors,
+    ]
     framed = [np.pad(q, ((2, 2), (2, 2), (0, 0)), constant_values=255) for q in quarters]
     return np.concatenate(
         [np.concatenate(framed[:2], axis=1), np.concatenate(framed[2:], axis=1)], axis=0
     )
 
 
-def contact_sheet(path: Path, panels: Sequence[Pixels], table: ClassTable, width_px: int = 1500) -> None:
+def contact_sheet(
+    path: Path, panels: Sequence[Pixels], table: ClassTable, width_px: int = 1500
+) -> None:
     """Panels side by side, three in a row, over a legend of the classes."""
     per_row = min(3, len(panels))
     rows = -(-len(panels) // per_row)
@@ -98,10 +105,14 @@ def contact_sheet(path: Path, panels: Sequence[Pixels], table: ClassTable, width
         axes.imshow(picture)
         axes.axis("off")
     handles = [
-        figure.gca().scatter([], [], s=90, marker="s", color=np.array([colour]) / 255, edgecolors="0.4")
+        figure.gca().scatter(
+            [], [], s=90, marker="s", color=np.array([colour]) / 255, edgecolors="0.4"
+        )
         for colour in table.colours
     ]
-    figure.legend(handles, table.names, loc="lower center", ncols=min(11, len(table)), frameon=False)
+    figure.legend(
+        handles, table.names, loc="lower center", ncols=min(11, len(table)), frameon=False
+    )
     figure.savefig(path)
 
 

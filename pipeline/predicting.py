@@ -28,7 +28,9 @@ def predict_files(
     """
     names = [path.stem for path in images]
     if doubles := {name for name in names if names.count(name) > 1}:
-        raise DataError(f"several images are named {', '.join(doubles)}; label them into two folders")
+        raise DataError(
+            f"several images are named {', '.join(doubles)}; label them into two folders"
+        )
     folder = _net_folder(model, Store(store_root), tracking_uri)
     try:
         net, table = load_net(folder), class_table(read_about(folder))

@@ -32,9 +32,10 @@ BackboneName = Literal[
 ]
 
 VOC_CLASSES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
-    "motorbike person pottedplant sheep sofa train tvmonitor"
-).split()
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
+    *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
 SHAPES_CLASSES = ("ground", "disc", "square", "triangle", "cross")
 
 
@@ -110,7 +111,9 @@ class DataSpec(Spec):
             raise ValueError(f"root is needed by source {self.source}; --set data.root=FOLDER")
         if self.source == "folder":
             if len(self.classes) < 2:
-                raise ValueError(f"classes lists {len(self.classes)}; source folder needs at least 2")
+                raise ValueError(
+                    f"classes lists {len(self.classes)}; source folder needs at least 2"
+                )
             if missing := {"train", "val"} - set(self.splits):
                 raise ValueError(f"splits lacks {', '.join(sorted(missing))}")
         elif self.classes:
@@ -127,7 +130,7 @@ class DataSpec(Spec):
             names = tuple(c.name for c in self.classes)
             colours = tuple(c.colour or voc_colour(i) for i, c in enumerate(self.classes))
             return ClassTable(names, colours)
-        names = tuple(VOC_CLASSES) if self.source == "voc" else SHAPES_CLASSES
+        names = VOC_CLASSES if self.source == "voc" else SHAPES_CLASSES
         return ClassTable(names, tuple(voc_colour(i) for i in range(len(names))))
 
 
@@ -236,10 +239,10 @@ class FinetuneSpec(Spec):
     @model_validator(mode="after")
     def _splits(self) -> FinetuneSpec:
         if self.global_batch % self.micro_batch:
-            near = [n for n in _divisors(self.global_batch) if n <= self.micro_batch]
+            near = max(n for n in range(1, self.micro_batch) if self.global_batch % n == 0)
             raise ValueError(
                 f"global_batch={self.global_batch} is not a multiple of micro_batch="
-                f"{self.micro_batch}; use micro_batch={near[-1]} or global_batch="
+                f"{self.micro_batch}; use micro_batch={near} or global_batch="
                 f"{-(-self.global_batch // self.micro_batch) * self.micro_batch}"
             )
         if (self.epochs is None) == (not self.phases):
@@ -322,7 +325,9 @@ class Recipe(Spec):
                 f"{self.net.stride}; they must be the same"
             )
         if tune.batch_norm == "sync" and not self.cluster.use_gpu:
-            raise ValueError("finetune.batch_norm=sync needs cluster.use_gpu=true; use micro on CPUs")
+            raise ValueError(
+                "finetune.batch_norm=sync needs cluster.use_gpu=true; use micro on CPUs"
+            )
         if "://" in str(self.store) or ":/" in str(self.store):
             raise ValueError(f"store={self.store} is not a local folder; only those work so far")
         return self
@@ -350,7 +355,9 @@ class Recipe(Spec):
 def recipe_names() -> list[str]:
     """The recipes inside the package."""
     folder = resources.files("pipeline") / "recipes"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def summary(name: str) -> str:
@@ -372,7 +379,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         mistakes = [_explain(mistake) for mistake in error.errors()]
-        raise RecipeError("\n".join([f"{name_or_path}: {_mistakes(len(mistakes))}", *mistakes])) from None
+        raise RecipeError(
+            "\n".join([f"{name_or_path}: {_mistakes(len(mistakes))}", *mistakes])
+        ) from None
 
 
 def _mistakes(count: int) -> str:
@@ -393,7 +402,9 @@ def _read(name_or_path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise RecipeError(f"{name_or_path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise RecipeError(f"{name_or_path} holds {type(tree).__name__}, not the sections of a recipe")
+        raise RecipeError(
+            f"{name_or_path} holds {type(tree).__name__}, not the sections of a recipe"
+        )
     return tree
 
 
@@ -455,5 +466,3 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, str(value)
-
-

@@ -16,7 +16,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,7 +26,7 @@ from fcn.weights import class_table, load_net, read_about
 Label = NDArray[np.uint8]
 
 
-class Segmenter(PythonModel):  # type: ignore[misc]
+class Segmenter(PythonModel):
     """A net with its preprocessing, class names and palette."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -35,7 +35,7 @@ class Segmenter(PythonModel):  # type: ignore[misc]
         self.net = load_net(folder)
         self.classes = class_table(read_about(folder))
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> Any:  # noqa: ANN401, ARG002, E501 - MLflow's own signature
+    def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> Any:  # noqa: ANN401 - MLflow's own signature
         """Label map (H, W) uint8 of an image; of a list, a list; of a table, base64 PNGs.
 
         An image is an (H, W, 3) uint8 RGB array or the bytes of an encoded file. A table (as sent to

@@ -113,7 +113,9 @@ class Shards:
         try:
             return [pa.ipc.open_file(pa.memory_map(str(f))).read_all() for f in self.files]
         except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"a shard cannot be read: {error}; remove its data set's folder") from error
+            raise DataError(
+                f"a shard cannot be read: {error}; remove its data set's folder"
+            ) from error
 
     @cached_property
     def _ends(self) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -56,6 +55,12 @@ class Store:
             yield draft
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
             if not (target / MANIFEST).is_file():
-                os.replace(draft, target)
+                draft.rename(target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def remember_run(self, name: str, net: Path) -> None:
+        """The net that a run of this name trained last; `run:NAME` finds it."""
+        path = self.folder("runs", name) / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"net": str(net)}))

@@ -11,10 +11,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 # Metrics are few and precious, and the driver must not hang for minutes on a server that is away.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
@@ -23,19 +23,19 @@ os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
-import mlflow  # noqa: E402
-import mlflow.pyfunc  # noqa: E402
-from filelock import FileLock  # noqa: E402
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.data.dataset_source_registry import resolve_dataset_source  # noqa: E402
-from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
+import mlflow
+import mlflow.pyfunc
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 
-import fcn  # noqa: E402
-from pipeline import serving_path  # noqa: E402
-from pipeline.errors import RegistryError  # noqa: E402
-from pipeline.recipe import TrackingSpec  # noqa: E402
+import fcn
+from pipeline import serving_path
+from pipeline.errors import RegistryError
+from pipeline.recipe import TrackingSpec
 
 CHAMPION = "champion"
 FINGERPRINT = "fcn.fingerprint"
@@ -65,9 +65,8 @@ class Tracker:
 
     def open_run(self, name: str, fingerprint: str, parent: str | None = None) -> str:
         """The run of this fingerprint, set RUNNING again if there is one, else a new one."""
-        found = self.find_run(fingerprint, parent)
-        if found:
-            run_id = str(found.info.run_id)
+        run_id = self.find_run(fingerprint, parent)
+        if run_id:
             self.client.update_run(run_id, status="RUNNING")
         else:
             tags = {FINGERPRINT: fingerprint} | ({PARENT: parent} if parent else {})
@@ -76,12 +75,12 @@ class Tracker:
         self._logged[run_id] = self._last_step(run_id)
         return run_id
 
-    def find_run(self, fingerprint: str, parent: str | None = None) -> Run | None:
-        """The newest run with this fingerprint (under that parent)."""
+    def find_run(self, fingerprint: str, parent: str | None = None) -> str | None:
+        """Id of the newest run with this fingerprint (under that parent)."""
         where = f"tags.`{FINGERPRINT}` = '{fingerprint}'"
         where += f" and tags.`{PARENT}` = '{parent}'" if parent else ""
         runs = self.client.search_runs([self.experiment], where, max_results=1)
-        return runs[0] if runs else None
+        return str(runs[0].info.run_id) if runs else None
 
     def close_run(self, run_id: str, *, ok: bool) -> None:
         """The run is over."""
@@ -98,7 +97,9 @@ class Tracker:
         """Metrics by step. Steps that were logged before (a resumed run repeats some) are left out."""
         last, now = self._logged.get(run_id, -1), int(time.time() * 1000)
         fresh = [(step, values) for step, values in rows if step > last]
-        metrics = [Metric(k, float(v), now, step) for step, values in fresh for k, v in values.items()]
+        metrics = [
+            Metric(k, float(v), now, step) for step, values in fresh for k, v in values.items()
+        ]
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
         if fresh:
@@ -107,15 +108,17 @@ class Tracker:
     def log_scores(self, run_id: str, values: Mapping[str, float]) -> None:
         """Metrics without a step, such as those of the final evaluation."""
         now = int(time.time() * 1000)
-        self.client.log_batch(run_id, metrics=[Metric(k, float(v), now, 0) for k, v in values.items()])
+        self.client.log_batch(
+            run_id, metrics=[Metric(k, float(v), now, 0) for k, v in values.items()]
+        )
 
     def log_folder(self, run_id: str, folder: Path, at: str) -> None:
         """All files of a folder as artifacts."""
         self.client.log_artifacts(run_id, str(folder), at)
 
-    def log_json(self, run_id: str, plain: object, at: str) -> None:
-        """JSON values as an artifact."""
-        self.client.log_dict(run_id, plain, at)
+    def log_file(self, run_id: str, path: Path, at: str) -> None:
+        """A file as an artifact in a folder."""
+        self.client.log_artifact(run_id, str(path), at)
 
     def log_text(self, run_id: str, text: str, at: str) -> None:
         """A text as an artifact."""
@@ -124,8 +127,10 @@ class Tracker:
     def log_dataset(self, run_id: str, name: str, folder: Path, digest: str) -> None:
         """The data set as an input of the run, with the digest of its content."""
         source = resolve_dataset_source(folder.as_uri())
-        dataset = MetaDataset(source=source, name=name, digest=digest)
-        entry = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])
+        dataset = MetaDataset(source=source, name=name, digest=digest)  # type: ignore[abstract]
+        entry = DatasetInput(
+            dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")]
+        )
         self.client.log_inputs(run_id, datasets=[entry])
 
     def set_note(self, run_id: str, text: str) -> None:
@@ -136,6 +141,13 @@ class Tracker:
         """A metric by step."""
         points = self.client.get_metric_history(run_id, key)
         return sorted((m.step, m.value) for m in points)
+
+    @staticmethod
+    @contextmanager
+    def scratch() -> Iterator[Path]:
+        """A folder for what is only made to be logged."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
 
     def _last_step(self, run_id: str) -> int:
         points = self.client.get_metric_history(run_id, "train/loss")

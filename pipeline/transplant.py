@@ -13,7 +13,7 @@ from torchvision.models import get_weight
 from fcn.backbones import BACKBONES
 from fcn.nets import FCN, Blueprint
 from fcn.transplant import Receipt, transplant_classifier, transplant_net
-from fcn.weights import NET, file_sha256, load_net, read_about, read_weights, save_net
+from fcn.weights import load_net, read_about, read_weights, save_net
 from pipeline.errors import WeightsError
 from pipeline.pretrained import PACKAGE, package_file, require_section, run_net, source_state
 from pipeline.recipe import Recipe
@@ -77,7 +77,9 @@ def _transplant(net: FCN, recipe: Recipe, store: Store) -> Receipt:
         return transplant_classifier(net, _download(enum), f"torchvision {enum}")
     if weights == "package":
         if backbone != "efficientnet_lite0":
-            raise WeightsError(f"{PACKAGE} holds efficientnet_lite0, the recipe's net is {backbone}")
+            raise WeightsError(
+                f"{PACKAGE} holds efficientnet_lite0, the recipe's net is {backbone}"
+            )
         return transplant_classifier(net, read_weights(package_file()), source_state(recipe, store))
     if weights.startswith(("run:", "models:/")):
         folder = _net_folder(weights, recipe, store)
@@ -95,7 +97,7 @@ def _net_folder(weights: str, recipe: Recipe, store: Store) -> Path:
 
 
 def _download(enum: str) -> dict[str, Tensor]:
-    """torchvision's own download, which checks the hash that the file name carries."""
+    """Torchvision's own download, which checks the hash that the file name carries."""
     try:
         state = get_weight(enum).get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:

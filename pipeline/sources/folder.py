@@ -79,7 +79,9 @@ class FolderSource:
         for path in sorted(self._folder(name).iterdir()):
             if path.suffix.lower() in suffixes:
                 if path.stem in found:
-                    raise DataError(f"split {split}: {path} and {found[path.stem].name} share a name")
+                    raise DataError(
+                        f"split {split}: {path} and {found[path.stem].name} share a name"
+                    )
                 found[path.stem] = path
         return found
 
@@ -88,4 +90,6 @@ class FolderSource:
         try:
             return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
         except OSError as error:
-            raise DataError(f"{path}: the list of samples cannot be read: {error.strerror}") from error
+            raise DataError(
+                f"{path}: the list of samples cannot be read: {error.strerror}"
+            ) from error

@@ -1,0 +1,91 @@
+"""Metrics on their way from the worker of rank 0 to the screen and to whoever records them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import ray
+
+from pipeline.logs import CONSOLE, progress_bar
+
+log = logging.getLogger(__name__)
+
+Row = tuple[int, dict[str, float]]
+Sink = Callable[[list[Row]], None]
+POLL_S = 0.5
+LINE_EVERY_S = 30.0
+"""Where the output is not a terminal, a line of text takes the place of the moving bar."""
+
+
+@ray.remote(num_cpus=0)
+class Telemetry:
+    """Rows of metrics by step, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+
+    def push(self, step: int, metrics: dict[str, float]) -> None:
+        """From the worker; not waited for."""
+        self._rows.append((step, metrics))
+
+    def drain(self) -> list[Row]:
+        """To the driver: what came since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+
+class Watcher:
+    """Carries rows to the screen and the sink, in a thread, until the block ends."""
+
+    def __init__(self, name: str, num_steps: int, sink: Sink) -> None:
+        self.name, self.num_steps, self.sink = name, num_steps, sink
+        self.telemetry = Telemetry.remote()  # type: ignore[attr-defined]
+        self._shown: dict[str, float] = {}
+        self._done = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._carry, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        if self._failure and error is None:
+            raise self._failure
+
+    def _carry(self) -> None:
+        try:
+            with progress_bar() as progress:
+                bar = progress.add_task(self.name, total=self.num_steps, note="starting workers")
+                said = time.monotonic()
+                last = False
+                while not last:
+                    last = self._done.wait(POLL_S)
+                    rows: list[Row] = ray.get(self.telemetry.drain.remote())
+                    for step, metrics in rows:
+                        self._shown |= metrics
+                        progress.update(bar, completed=step, note=self._note())
+                    if rows:
+                        self.sink(rows)
+                    if rows and not CONSOLE.is_terminal and time.monotonic() - said > LINE_EVERY_S:
+                        said = time.monotonic()
+                        left_s = progress.tasks[0].time_remaining or 0
+                        note = f"{self._note()}  {left_s / 60:.0f} min left"
+                        log.info("%s step %d of %d  %s", self.name, step, self.num_steps, note)
+        except Exception as failure:  # noqa: BLE001 - raised again when the block ends
+            self._failure = failure
+
+    def _note(self) -> str:
+        words = [f"loss {self._shown['train/loss']:.3f}"] if "train/loss" in self._shown else []
+        words += [f"{self._shown['perf/images_per_s']:.1f} images/s"] if words else []
+        words += [f"mean IU {iu:.3f}"] if (iu := self._shown.get("val/mean_iu")) is not None else []
+        return "  ".join(words)

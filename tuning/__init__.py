@@ -1,0 +1,1 @@
+"""The search over learning rate and weight decay on Ray Tune."""

@@ -1,0 +1,5 @@
+"""`python -m tuning` is `fcn-tune`."""
+
+from tuning.cli import main
+
+main()
