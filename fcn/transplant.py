@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -152,22 +153,27 @@ def _noise(module: nn.Module, size_px: int) -> Tensor:
 def _classifier_difference(
     classifier: nn.Module, dense: Backbone, sizes_px: tuple[int, ...]
 ) -> float:
-    worst = 0.0
+    differences = []
     for size_px in sizes_px:
         x = _noise(classifier, size_px)
-        class_map = dense.class_layer(dense(x)[32])
-        worst = max(worst, _relative(class_map.mean((2, 3)), classifier(x)))
-    return worst
+        features = dense(x)[32]
+        if not features.std() > 0:  # NaN is dead too
+            return float("nan")
+        class_map = dense.class_layer(features)
+        differences.append(_relative(class_map.mean((2, 3)), classifier(x)))
+    return max(differences)
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    """Greatest difference over the greatest value; NaN where a net is dead (all answers zero)."""
-    scale = b.abs().max()
-    return float((a - b).abs().max() / scale) if scale > 0 else float("nan")
+    """Greatest difference over the greatest value; infinite where it is no number."""
+    relative = (a - b).abs().max() / b.abs().max()
+    return float(relative) if relative.isfinite() else math.inf
 
 
 def _require(difference: float, what: str, remedy: str) -> None:
-    if not difference <= TOLERANCE:  # NaN fails too
+    if math.isnan(difference):
+        raise ValueError(f"{what} are dead: their features are the same whatever the image. {remedy}")
+    if not difference <= TOLERANCE:
         raise ValueError(f"{what} differ by {difference:.2g}, more than {TOLERANCE:.0e}. {remedy}")
 
 

@@ -1,0 +1,101 @@
+"""Small data sets, a session's Ray and MLflow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.ingest import check_shard
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.shards import Shards
+from pipeline.sources import open_source
+
+TINY = (
+    "data.shapes={num_train: 22, num_val: 7, num_test: 5, height_px: 48, width_px: 64}",
+    "data.shard_rows=8",
+    "finetune.augment.crop_px=[48, 64]",
+    "finetune.global_batch=8",
+    "finetune.micro_batch=2",
+    "evaluate.num_pictures=3",
+)
+"""The demo, small enough for a test."""
+
+
+def tiny(*overrides: str) -> Recipe:
+    """The demo's recipe at test size."""
+    return load_recipe("demo", [*TINY, *overrides])
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory) -> dict[str, Shards]:
+    """The tiny data set, written by the ingest's own tasks in this process."""
+    folder = tmp_path_factory.mktemp("shards")
+    recipe = tiny()
+    source = open_source(recipe)
+    samples, _ = source.samples()
+    shards = {}
+    for split in ("train", "val", "test"):
+        mine = [s for s in samples if s.split == split]
+        path = folder / f"{split}.arrow"
+        check_shard(source, mine, recipe.data.class_table(), (), path)
+        shards[split] = Shards([path])
+    return shards
+
+
+def write_pair(root: Path, split: str, name: str, label: np.ndarray, seed: int = 0) -> None:
+    """An image of noise and its label map in parallel folders."""
+    for folder in (root / split, root / f"{split}annot"):
+        folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng([seed, *name.encode()]).integers(0, 256, (*label.shape[:2], 3))
+    Image.fromarray(noise.astype(np.uint8)).save(root / split / f"{name}.png")
+    Image.fromarray(label.astype(np.uint8)).save(root / f"{split}annot" / f"{name}.png")
+
+
+FOLDER = """
+name: own
+data:
+  source: folder
+  root: {root}
+  splits:
+    train: {{images: train, labels: trainannot}}
+    val: {{images: val, labels: valannot}}
+  classes: [sky, road, tree]
+  void_ids: [11]
+net: {{backbone: resnet18, stride: 32}}
+finetune:
+  init: scratch
+  epochs: 1
+  global_batch: 2
+  micro_batch: 1
+  batch_norm: micro
+  optimizer: {{lr: 0.01}}
+  augment: {{crop_px: [32, 32]}}
+"""
+
+
+@pytest.fixture
+def folder_recipe(tmp_path) -> Path:
+    """A recipe file over a good little folder data set in `tmp_path / "data"`."""
+    root = tmp_path / "data"
+    for split, n in (("train", 6), ("val", 2)):
+        for i in range(n):
+            write_pair(root, split, f"{split}{i}", np.full((20 + i, 30), i % 3))
+    path = tmp_path / "own.yaml"
+    path.write_text(FOLDER.format(root=root))
+    return path
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for all tests of this process that need one."""
+    import ray
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    ray.init(address="local", num_cpus=2, log_to_driver=False)
+    yield
+    ray.shutdown()

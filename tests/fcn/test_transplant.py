@@ -1,0 +1,133 @@
+"""Weights arrive where the receipt says, or not at all."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from fcn.backbones import BACKBONES
+from fcn.nets import FCN, Blueprint
+from fcn.transplant import match_names, sha256, transplant_classifier, transplant_net
+from fcn.weights import NET, load_net, read_weights, save_net
+
+PER_BACKBONE = {"vgg16": (28, 2, 2), "alexnet": (12, 2, 2), "resnet18": (120, 0, 2)}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_classifier_from_a_file_agrees_with_its_convolutional_form(backbone, tmp_path) -> None:
+    torch.manual_seed(3)
+    classifier = BACKBONES[backbone].build()
+    path = tmp_path / "weights.pth"
+    torch.save(classifier.state_dict(), path)
+    net = FCN(Blueprint(backbone, 3, 8))
+    receipt = transplant_classifier(net, read_weights(path), "file")
+    assert 0 <= receipt.max_difference < 1e-5
+    arrived = net.state_dict()
+    for entry in receipt.entries:
+        if entry.target:
+            assert sha256(arrived[entry.target]) == entry.sha256
+    listed = {entry.source for entry in receipt.entries if entry.source}
+    assert listed == set(classifier.state_dict())
+    if backbone in PER_BACKBONE:
+        fates = tuple(receipt.count(f) for f in ("copied", "reshaped", "dropped"))
+        assert fates == PER_BACKBONE[backbone]
+    json.dumps(receipt.to_json())
+
+
+def test_fc6_and_fc7_are_kept_as_convolutions() -> None:
+    classifier = BACKBONES["alexnet"].build()
+    net = FCN(Blueprint("alexnet", 3, 32))
+    receipt = transplant_classifier(net, classifier.state_dict(), "memory")
+    shapes = {e.source: e.target_shape for e in receipt.entries if e.fate == "reshaped"}
+    assert shapes == {
+        "classifier.1.weight": (4096, 256, 6, 6),
+        "classifier.4.weight": (4096, 4096, 1, 1),
+    }
+    assert sum(isinstance(m, torch.nn.Dropout) for m in net.backbone.head) == 2
+
+
+def test_weights_of_another_net_are_refused_with_the_differences() -> None:
+    other = BACKBONES["resnet34"].build().state_dict()
+    with pytest.raises(ValueError, match=r"not the weights of resnet18: 218 tensors for 122"):
+        transplant_classifier(FCN(Blueprint("resnet18", 3, 8)), other, "file")
+
+
+def test_one_tensor_of_another_shape_is_named() -> None:
+    state = dict(BACKBONES["resnet18"].build().state_dict())
+    state["layer1.0.conv1.weight"] = torch.zeros(64, 64, 5, 5)
+    with pytest.raises(ValueError, match=r"layer1.0.conv1.weight is \(64, 64, 5, 5\)"):
+        match_names(state, BACKBONES["resnet18"].build().state_dict(), "resnet18")
+
+
+def test_a_dead_classifier_is_refused() -> None:
+    state = dict(BACKBONES["resnet18"].build().state_dict())
+    state["conv1.weight"] = torch.zeros_like(state["conv1.weight"])  # fc still has its bias
+    with pytest.raises(ValueError, match="dead: their features"):
+        transplant_classifier(FCN(Blueprint("resnet18", 3, 8)), state, "zeros")
+
+
+def test_foreign_names_are_matched_by_shape_and_order() -> None:
+    state = BACKBONES["resnet18"].build().state_dict()
+    foreign = {f"their.{i}": tensor for i, tensor in enumerate(state.values())}
+    named = match_names(foreign, state, "resnet18")
+    assert list(named.values()) == list(state)
+
+
+def test_the_package_holds_working_imagenet_weights() -> None:
+    from pipeline.pretrained import package_file
+
+    net = FCN(Blueprint("efficientnet_lite0", 3, 8))
+    receipt = transplant_classifier(net, read_weights(package_file()), "package")
+    assert (receipt.count("copied"), receipt.count("dropped")) == (294, 2)
+    assert receipt.max_difference < 1e-5
+
+
+def test_a_net_with_other_classes_keeps_the_backbone_and_starts_its_scores_anew() -> None:
+    torch.manual_seed(0)
+    donor = FCN(Blueprint("resnet18", 5, 8))
+    torch.nn.init.normal_(donor.score["32"].weight)
+    net = FCN(Blueprint("resnet18", 3, 8))
+    receipt = transplant_net(net, donor.state_dict(), donor.blueprint, "run")
+    assert receipt.max_difference == 0
+    assert {e.source for e in receipt.entries if e.fate == "dropped"} == {
+        f"score.{s}.{p}" for s in (8, 16, 32) for p in ("weight", "bias")
+    }
+    assert not net.score["32"].weight.any()
+
+
+class Evil:
+    """Would run a command when unpickled without care."""
+
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_a_pickle_that_is_not_tensors_is_not_opened(tmp_path, capsys) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"weight": Evil()}, path)
+    with pytest.raises(ValueError, match="could run code when opened"):
+        read_weights(path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match=r"evil\.pth"):
+        read_weights(path)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_damaged_and_missing_files_are_named(tmp_path, name) -> None:
+    path = tmp_path / name
+    with pytest.raises(ValueError, match="no weights file"):
+        read_weights(path)
+    path.write_bytes(b"not weights at all")
+    with pytest.raises(ValueError, match=name):
+        read_weights(path)
+
+
+def test_a_net_whose_weights_were_changed_on_disk_is_refused(tmp_path) -> None:
+    save_net(tmp_path, FCN(Blueprint("resnet18", 3, 8)))
+    raw = bytearray((tmp_path / NET).read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / NET).write_bytes(raw)
+    with pytest.raises(ValueError, match="sha256 differs"):
+        load_net(tmp_path)
