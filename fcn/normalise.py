@@ -52,6 +52,7 @@ class MicroStatistics:
     def begin(self) -> None:
         """Remember the running statistics and average from nothing."""
         self._before = [b.clone() for b in self._buffers()]
+        self._seen = [layer.get_buffer("num_batches_tracked").clone() for layer in self.layers]
         for layer in self.layers:
             layer.momentum = None  # cumulative average
             layer.reset_running_stats()
@@ -68,3 +69,5 @@ class MicroStatistics:
             self._buffers(), self._before, (total / num_micro_batches).split(sizes), strict=True
         ):
             buffer.copy_(torch.lerp(before, part.view_as(before), self.momentum))
+        for layer, seen in zip(self.layers, self._seen, strict=True):
+            layer.get_buffer("num_batches_tracked").copy_(seen + num_micro_batches)

@@ -172,7 +172,9 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 def _require(difference: float, what: str, remedy: str) -> None:
     if math.isnan(difference):
-        raise ValueError(f"{what} are dead: their features are the same whatever the image. {remedy}")
+        raise ValueError(
+            f"{what} are dead: their features are the same whatever the image. {remedy}"
+        )
     if not difference <= TOLERANCE:
         raise ValueError(f"{what} differ by {difference:.2g}, more than {TOLERANCE:.0e}. {remedy}")
 

@@ -13,7 +13,7 @@ import albumentations as A
 import cv2
 
 from fcn.labels import VOID
-from pipeline.recipe import AugmentSpec
+from pipeline.specs import AugmentSpec
 
 FILL = (124, 116, 104)
 """Outside the image: about the mean of ImageNet, which every preprocessing takes to about zero."""

@@ -16,7 +16,7 @@ import ray
 import ray.train as train
 
 from pipeline.errors import ClusterError, PipelineError
-from pipeline.recipe import ClusterSpec
+from pipeline.specs import ClusterSpec
 
 
 def connect(spec: ClusterSpec) -> None:

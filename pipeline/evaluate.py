@@ -19,9 +19,10 @@ from pipeline.cluster import set_threads, task_options
 from pipeline.feed import eval_feed
 from pipeline.logs import progress_bar
 from pipeline.loop import Team, count_errors, require_all_seen
-from pipeline.recipe import Recipe, Split
+from pipeline.recipe import Recipe
 from pipeline.sampler import share
 from pipeline.shards import Shards
+from pipeline.specs import Split
 from pipeline.store import Store
 
 TASKS_PER_WORKER = 2

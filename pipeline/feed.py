@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from fcn.labels import VOID
 from pipeline.augment import Augment
-from pipeline.recipe import AugmentSpec
 from pipeline.sampler import MicroPlan, Plan, seed_of
 from pipeline.shards import Shards
+from pipeline.specs import AugmentSpec
 
 
 @dataclass(frozen=True)

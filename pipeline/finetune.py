@@ -17,13 +17,14 @@ from torch.optim import Optimizer
 
 from fcn.nets import FCN
 from fcn.weights import ABOUT, NET
-from pipeline.checkpoints import Cursor, save_state
+from pipeline.checkpoints import Cursor, load_state, save_state
 from pipeline.cluster import run_config, scaling, set_threads
 from pipeline.errors import ClusterError, PipelineError, TrainingError
 from pipeline.loop import Metrics, Phase, Team
-from pipeline.recipe import PhaseSpec, Recipe
+from pipeline.recipe import Recipe
 from pipeline.sampler import steps_per_epoch
 from pipeline.shards import Shards
+from pipeline.specs import PhaseSpec
 from pipeline.store import Store
 from pipeline.surgery import require_receipt, start_net
 from pipeline.telemetry import Sink, Watcher
@@ -58,10 +59,13 @@ class RayKeeper:
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
-    def latest(self) -> Path | None:
-        """The newest committed checkpoint, copied here."""
+    def restore(self, net: FCN, optimizer: Optimizer) -> Cursor:
+        """From the newest checkpoint that Ray has committed."""
         checkpoint = train.get_checkpoint()
-        return Path(checkpoint.to_directory()) if checkpoint else None
+        if checkpoint is None:
+            return Cursor()
+        with checkpoint.as_directory() as folder:
+            return load_state(Path(folder), net, optimizer)
 
     def save(self, net: FCN, optimizer: Optimizer, cursor: Cursor, metrics: Metrics) -> None:
         """Report a checkpoint; a report that returned is not yet committed, so ask."""

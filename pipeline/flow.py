@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from pipeline.recipe import PhaseSpec, Recipe
+from pipeline.recipe import Recipe
+from pipeline.specs import PhaseSpec
 from pipeline.store import Store, fingerprint
 
 if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` needs no torch or ray

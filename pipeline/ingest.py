@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pipeline import cluster
 from pipeline.errors import DataError
 from pipeline.logs import progress_bar
 from pipeline.quarantine import Rejected, summary, write_table
-from pipeline.recipe import Recipe, Split
+from pipeline.recipe import Recipe
 from pipeline.shards import (
     Row,
     decode_image,
@@ -30,6 +31,7 @@ from pipeline.shards import (
     write_shard,
 )
 from pipeline.sources import Sample, Source, open_source
+from pipeline.specs import Split
 from pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -101,7 +103,11 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
         rejected += doubles
         write_table(draft / "quarantine.csv", rejected)
         dataset = _describe(store.folder("datasets", fingerprint), shards, len(table), rejected)
-        _require_enough(recipe, dataset, rejected)
+        complaint = _complaint(recipe, dataset, rejected)
+        if complaint:
+            table_path = store.folder("datasets", f"{fingerprint}.quarantine.csv")
+            shutil.copy(draft / "quarantine.csv", table_path)
+            raise DataError(f"{complaint}\nAll of them are listed in {table_path}")
         manifest |= dataset.model_dump(mode="json")
     log.info(
         "ingested %d images (%s), %d quarantined",
@@ -256,13 +262,15 @@ def _describe(
     )
 
 
-def _require_enough(recipe: Recipe, dataset: Dataset, rejected: Sequence[Rejected]) -> None:
+def _complaint(recipe: Recipe, dataset: Dataset, rejected: Sequence[Rejected]) -> str | None:
+    """Why the data set is not fit to learn from, None if it is."""
     limit = recipe.data.max_quarantined_frac
     if len(rejected) > limit * dataset.num_seen:
-        raise DataError(
+        return (
             f"{len(rejected)} of {dataset.num_seen} samples were rejected, more than "
             f"data.max_quarantined_frac={limit}: {summary(rejected)}\n"
             "Mend the files or the class table, or allow more."
         )
     if empty := [split for split, n in dataset.counts.items() if n == 0]:
-        raise DataError(f"nothing is left of split {', '.join(empty)}: {summary(rejected)}")
+        return f"nothing is left of split {', '.join(empty)}: {summary(rejected)}"
+    return None

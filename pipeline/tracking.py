@@ -35,7 +35,7 @@ from mlflow.exceptions import MlflowException
 import fcn
 from pipeline import serving_path
 from pipeline.errors import RegistryError
-from pipeline.recipe import TrackingSpec
+from pipeline.specs import TrackingSpec
 
 CHAMPION = "champion"
 FINGERPRINT = "fcn.fingerprint"
@@ -61,18 +61,20 @@ class Tracker:
                 )
             else:
                 self.experiment = found.experiment_id
-        self._logged: dict[str, int] = {}
+        self._known: dict[str, dict[str, int]] = {}
+        """Last step of each metric that a run had when it was opened."""
 
     def open_run(self, name: str, fingerprint: str, parent: str | None = None) -> str:
         """The run of this fingerprint, set RUNNING again if there is one, else a new one."""
         run_id = self.find_run(fingerprint, parent)
         if run_id:
             self.client.update_run(run_id, status="RUNNING")
+            keys = self.client.get_run(run_id).data.metrics
+            self._known[run_id] = {key: self.history(run_id, key)[-1][0] for key in keys}
         else:
             tags = {FINGERPRINT: fingerprint} | ({PARENT: parent} if parent else {})
             run = self.client.create_run(self.experiment, run_name=name, tags=tags)
             run_id = str(run.info.run_id)
-        self._logged[run_id] = self._last_step(run_id)
         return run_id
 
     def find_run(self, fingerprint: str, parent: str | None = None) -> str | None:
@@ -95,15 +97,15 @@ class Tracker:
 
     def log_rows(self, run_id: str, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Metrics by step. Steps that were logged before (a resumed run repeats some) are left out."""
-        last, now = self._logged.get(run_id, -1), int(time.time() * 1000)
-        fresh = [(step, values) for step, values in rows if step > last]
+        known, now = self._known.get(run_id, {}), int(time.time() * 1000)
         metrics = [
-            Metric(k, float(v), now, step) for step, values in fresh for k, v in values.items()
+            Metric(key, float(value), now, step)
+            for step, values in rows
+            for key, value in values.items()
+            if step > known.get(key, -1)
         ]
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
-        if fresh:
-            self._logged[run_id] = fresh[-1][0]
 
     def log_scores(self, run_id: str, values: Mapping[str, float]) -> None:
         """Metrics without a step, such as those of the final evaluation."""
@@ -149,23 +151,19 @@ class Tracker:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
 
-    def _last_step(self, run_id: str) -> int:
-        points = self.client.get_metric_history(run_id, "train/loss")
-        return max((m.step for m in points), default=-1)
-
     def register(self, run_id: str, name: str, net_folder: Path, tags: Mapping[str, str]) -> int:
         """A new version of a model that stands alone: weights, description and the code to run them."""
         with tempfile.TemporaryDirectory() as scratch:
-            code = Path(scratch) / "fcn"
-            shutil.copytree(
-                Path(fcn.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            code, net = Path(scratch) / "fcn", Path(scratch) / "net"
+            no_cache = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(Path(fcn.__file__).parent, code, ignore=no_cache)
+            shutil.copytree(net_folder, net)  # MLflow keeps the folder's name: `download_net`
             mlflow.start_run(run_id=run_id)
             try:
                 info = mlflow.pyfunc.log_model(
                     name=name,
                     python_model=str(serving_path()),
-                    artifacts={"net": str(net_folder)},
+                    artifacts={"net": str(net)},
                     code_paths=[str(code)],
                     pip_requirements=_requirements(),
                 )

@@ -21,6 +21,7 @@ TINY = (
     "finetune.augment.crop_px=[48, 64]",
     "finetune.global_batch=8",
     "finetune.micro_batch=2",
+    "finetune.validate_every_epochs=1",
     "evaluate.num_pictures=3",
 )
 """The demo, small enough for a test."""

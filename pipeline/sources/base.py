@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.quarantine import Rejected
-from pipeline.recipe import Split
+from pipeline.specs import Split
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipeline.errors import DataError
 from pipeline.quarantine import Rejected
-from pipeline.recipe import Split, SplitSpec
 from pipeline.sources.base import Sample
+from pipeline.specs import Split, SplitSpec
 from pipeline.store import fingerprint
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}

@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from fcn.labels import VOID
 from pipeline.quarantine import Rejected
-from pipeline.recipe import ShapesSpec, Split
 from pipeline.sampler import seed_of
 from pipeline.shards import encode_label
 from pipeline.sources.base import Sample
+from pipeline.specs import ShapesSpec, Split
 from pipeline.store import fingerprint
 
 Pixels = NDArray[np.float32]

@@ -41,7 +41,9 @@ def test_counts_are_those_of_a_plain_loop(label, prediction) -> None:
 @given(maps, predictions, maps, predictions)
 def test_matrices_add_up(label_a, prediction_a, label_b, prediction_b) -> None:
     together = confusion_of((label_a, prediction_a), (label_b, prediction_b)).counts
-    apart = confusion_of((label_a, prediction_a)).counts + confusion_of((label_b, prediction_b)).counts
+    apart = (
+        confusion_of((label_a, prediction_a)).counts + confusion_of((label_b, prediction_b)).counts
+    )
     assert torch.equal(together, apart)
 
 
@@ -98,7 +100,9 @@ def test_void_pixels_weigh_nothing() -> None:
     half[:, :2] = VOID
     rest = label.clone()
     rest[:, 2:] = VOID
-    torch.testing.assert_close(cross_entropy_sum(scores, half) + cross_entropy_sum(scores, rest), whole)
+    torch.testing.assert_close(
+        cross_entropy_sum(scores, half) + cross_entropy_sum(scores, rest), whole
+    )
     assert count_valid(half) == 8
     void = cross_entropy_sum(scores, torch.full_like(label, VOID))
     void.backward()
@@ -158,9 +162,16 @@ def test_a_label_map_has_the_images_size_and_is_of_classes() -> None:
 
 
 def test_colours_are_pascals_and_void_shows_the_photograph() -> None:
-    assert [voc_colour(i) for i in (0, 1, 15, 20)] == [(0, 0, 0), (128, 0, 0), (192, 128, 128), (0, 64, 128)]
+    assert [voc_colour(i) for i in (0, 1, 15, 20)] == [
+        (0, 0, 0),
+        (128, 0, 0),
+        (192, 128, 128),
+        (0, 64, 128),
+    ]
     table = ClassTable(("a", "b"), ((0, 0, 0), (200, 0, 0)))
     image = np.full((1, 2, 3), 100, np.uint8)
-    assert overlay(image, np.array([[1, VOID]]), table).tolist() == [[[150, 50, 50], [100, 100, 100]]]
+    assert overlay(image, np.array([[1, VOID]]), table).tolist() == [
+        [[150, 50, 50], [100, 100, 100]]
+    ]
     with pytest.raises(ValueError, match="2 class names but 1 colours"):
         ClassTable(("a", "b"), ((0, 0, 0),))

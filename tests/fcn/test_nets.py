@@ -88,7 +88,9 @@ def test_a_shift_of_the_image_by_the_coarsest_stride_shifts_the_scores(backbone)
     a = one[..., middle : middle + 16, middle : middle + 16]
     b = two[..., middle - step : middle - step + 16, middle - step : middle - step + 16]
     scale = one.abs().max()
-    tolerance = 1e-4 if net.receptive_field_px < size - step else 0.05  # the far rim is seen faintly
+    tolerance = (
+        1e-4 if net.receptive_field_px < size - step else 0.05
+    )  # the far rim is seen faintly
     assert (a - b).abs().max() < tolerance * scale
 
 
@@ -138,7 +140,9 @@ def test_bilinear_kernels_spread_each_pixel_evenly(size) -> None:
 def test_head_only_training_leaves_the_backbone_alone() -> None:
     net = FCN(Blueprint("resnet18", 2, 8))
     freeze_trunk(net)
-    trained = {id(p) for group in parameter_groups(net, lr=1, weight_decay=0) for p in group["params"]}
+    trained = {
+        id(p) for group in parameter_groups(net, lr=1, weight_decay=0) for p in group["params"]
+    }
     assert trained == {id(p) for p in net.score.parameters()}
 
 

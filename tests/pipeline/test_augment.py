@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fcn.labels import VOID
 from pipeline.augment import Augment
-from pipeline.recipe import AugmentSpec
+from pipeline.specs import AugmentSpec
 
 SPEC = AugmentSpec(crop_px=(40, 48), scale=(0.5, 2.0), flip_prob=0.5, jitter=0.3)
 
@@ -29,7 +29,9 @@ def test_a_seed_gives_one_crop_and_no_new_labels(seed, size) -> None:
 
 def test_the_label_stays_on_its_pixels() -> None:
     """The image shows its own label, so what is cut from both must still agree (but for edges)."""
-    label = np.kron(np.random.default_rng(1).integers(0, 4, (6, 6)), np.ones((16, 16))).astype(np.uint8)
+    label = np.kron(np.random.default_rng(1).integers(0, 4, (6, 6)), np.ones((16, 16))).astype(
+        np.uint8
+    )
     image = np.repeat(label[..., None] * 60, 3, 2).astype(np.uint8)
     augment = Augment(AugmentSpec(crop_px=(64, 64), scale=(0.75, 1.75), flip_prob=0.5))
     for seed in range(25):

@@ -1,0 +1,38 @@
+# `make demo` and `make test` make what they need; nothing has to be installed first but Python and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: demo test check format clean
+
+demo: $(STAMP)  ## data, transplant, two workers, evaluation, registration, pictures
+	$(BIN)/fcn-pipeline run demo --set store=store
+
+test: $(STAMP)  ## everything that needs no GPU
+	$(BIN)/pytest
+
+check: $(STAMP)  ## style, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Byte-compiled, because every Ray process imports torch.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifdef UV
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
+else
+	$(BIN)/python -m pip install --quiet --compile -c constraints.txt -e '.[dev]'
+endif
+	touch $@
+
+clean:
+	rm -rf $(VENV) store build *.egg-info
