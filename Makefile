@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null)
 .PHONY: demo test check format clean
 
 demo: $(STAMP)  ## data, transplant, two workers, evaluation, registration, pictures
-	$(BIN)/fcn-pipeline run demo --set store=store
+	$(BIN)/fcn-pipeline run demo
 
 test: $(STAMP)  ## everything that needs no GPU
 	$(BIN)/pytest

@@ -83,7 +83,7 @@ def run_config(spec: ClusterSpec, storage: Path, name: str) -> train.RunConfig:
         storage_path=str(storage),
         failure_config=train.FailureConfig(max_failures=spec.max_failures),
         checkpoint_config=train.CheckpointConfig(
-            num_to_keep=2,
+            num_to_keep=1,  # the best; Ray keeps the newest besides
             checkpoint_score_attribute="val/mean_iu",
             checkpoint_score_order="max",
         ),

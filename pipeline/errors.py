@@ -6,7 +6,7 @@
     ├── WeightsError    pretrained weights or their transplant
     ├── ClusterError    Ray: no room, no connection, workers lost for good
     ├── TrainingError   the training itself: a loss that is not finite
-    └── RegistryError   MLflow's runs and models
+    └── TrackingError   MLflow cannot be reached, or has no such run or model
 
 Every error takes one positional message, so that it pickles: errors cross Ray's processes.
 """
@@ -38,5 +38,5 @@ class TrainingError(PipelineError):
     """Training cannot go on."""
 
 
-class RegistryError(PipelineError):
-    """A run or model in MLflow is missing or broken."""
+class TrackingError(PipelineError):
+    """MLflow cannot be reached, or a run or model in it is missing."""

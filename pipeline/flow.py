@@ -168,7 +168,8 @@ class Flow:
         """The step's result from the store, or computed now."""
         began = time.perf_counter()
         plain = self.found[step.name]
-        result = compute() if plain is None else of.model_validate(plain)
+        folder = {"folder": self.store.folder(step.kind, step.key)}  # a store may have been moved
+        result = compute() if plain is None else of.model_validate({**plain, **folder})
         how = "computed" if plain is None else "unchanged"
         log.info("%s %s (%s)", step.name, how, step.key)
         self.report.steps.append((step.name, how, time.perf_counter() - began))

@@ -52,16 +52,16 @@ def class_bars(path: Path, scores: Scores, table: ClassTable) -> None:
     figure.savefig(path)
 
 
-def curves(path: Path, loss: Points, mean_iu: Mapping[str, Points]) -> None:
+def curves(path: Path, loss: Mapping[str, Points], mean_iu: Mapping[str, Points]) -> None:
     """Loss per valid pixel by step (raw and smoothed), and mean IU of each validation."""
     figure = Figure((10, 3.6), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
-    if loss:
-        steps, values = np.array(loss).T
-        left.plot(steps, values, color="0.8", lw=0.8)
+    for i, points in enumerate(loss.values()):
+        steps, values = np.array(points).T
+        left.plot(steps, values, color=f"C{i}", lw=0.8, alpha=0.3)
         window = max(1, len(values) // 40)
         smooth = np.convolve(values, np.ones(window) / window, "valid")
-        left.plot(steps[window - 1 :], smooth, color="C0")
+        left.plot(steps[window - 1 :], smooth, color=f"C{i}")
     left.set(xlabel="step", ylabel="loss per valid pixel (nats)", yscale="log")
     for name, points in mean_iu.items():
         right.plot(*np.array(points).T, marker="o", ms=3, label=name)

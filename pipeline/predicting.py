@@ -24,7 +24,7 @@ def predict_files(
 
     Raises:
         DataError: a file is missing or not an image, or two have the same name.
-        WeightsError, RegistryError: no such model.
+        WeightsError, TrackingError: no such model.
     """
     names = [path.stem for path in images]
     if doubles := {name for name in names if names.count(name) > 1}:

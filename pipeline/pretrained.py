@@ -58,7 +58,7 @@ def run_net(store: Store, name: str) -> Path:
     path = store.root / "runs" / name / "result.json"
     if not path.is_file():
         raise WeightsError(f"run:{name}: no finished run of that name in {store.root / 'runs'}")
-    return Path(json.loads(path.read_text())["net"])
+    return store.root / json.loads(path.read_text())["net"]
 
 
 def package_file() -> Path:

@@ -69,6 +69,12 @@ class Recipe(Spec):
             raise ValueError(
                 "finetune.batch_norm=sync needs cluster.use_gpu=true; use micro on CPUs"
             )
+        splits = [*self.data.split_folders()] if self.data.source != "shapes" else ["val", "test"]
+        if self.evaluate.split not in splits:
+            raise ValueError(
+                f"evaluate.split={self.evaluate.split} is not among the data set's splits "
+                f"({', '.join(splits)})"
+            )
         if "://" in str(self.store) or ":/" in str(self.store):
             raise ValueError(f"store={self.store} is not a local folder; only those work so far")
         return self

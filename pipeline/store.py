@@ -63,4 +63,4 @@ class Store:
         """The net that a run of this name trained last; `run:NAME` finds it."""
         path = self.folder("runs", name) / "result.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"net": str(net)}))
+        path.write_text(json.dumps({"net": str(net.relative_to(self.root))}))

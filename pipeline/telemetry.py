@@ -11,6 +11,7 @@ from typing import Self
 
 import ray
 
+from pipeline.errors import TrackingError
 from pipeline.logs import CONSOLE, progress_bar
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Watcher:
         self.telemetry = Telemetry.remote()  # type: ignore[attr-defined]
         self._shown: dict[str, float] = {}
         self._done = threading.Event()
+        self._unsent: list[Row] = []
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._carry, name="telemetry", daemon=True)
 
@@ -74,8 +76,7 @@ class Watcher:
                     for step, metrics in rows:
                         self._shown |= metrics
                         progress.update(bar, completed=step, note=self._note())
-                    if rows:
-                        self.sink(rows)
+                    self._send(rows, last=last)
                     if rows and not CONSOLE.is_terminal and time.monotonic() - said > LINE_EVERY_S:
                         said = time.monotonic()
                         left_s = progress.tasks[0].time_remaining or 0
@@ -83,6 +84,19 @@ class Watcher:
                         log.info("%s step %d of %d  %s", self.name, step, self.num_steps, note)
         except Exception as failure:  # noqa: BLE001 - raised again when the block ends
             self._failure = failure
+
+    def _send(self, rows: list[Row], *, last: bool) -> None:
+        """To the sink; what it did not take is kept and sent again with what comes next."""
+        self._unsent += rows
+        if not self._unsent:
+            return
+        try:
+            self.sink(self._unsent)
+            self._unsent = []
+        except TrackingError as error:
+            if last:
+                raise
+            log.warning("%s; training goes on, %d rows wait", error, len(self._unsent))
 
     def _note(self) -> str:
         words = [f"loss {self._shown['train/loss']:.3f}"] if "train/loss" in self._shown else []

@@ -90,10 +90,16 @@ class Tracked:
     def evaluation(self, scores: ScoresLike, net: NetLike, phases: Mapping[str, str]) -> None:
         """Scores and pictures on the parent run, which is the one that a list of runs shows."""
         runs = {n: run for n, key in phases.items() if (run := self.tracker.find_run(key))}
-        history = {n: self.tracker.history(run, "val/mean_iu") for n, run in runs.items()}
-        loss = [point for run in runs.values() for point in self.tracker.history(run, "train/loss")]
+        loss, mean_iu = (
+            {
+                name: points
+                for name, run in runs.items()
+                if (points := self.tracker.history(run, key))
+            }
+            for key in ("train/loss", "val/mean_iu")
+        )
         with self.tracker.scratch() as folder:
-            pictures.curves(folder / "curves.png", loss, history)
+            pictures.curves(folder / "curves.png", loss, mean_iu)
             self.tracker.log_folder(self.run_id, folder, "evaluation")
         self.tracker.log_scores(self.run_id, scores.metrics() | net.metrics)
         self.tracker.log_folder(self.run_id, scores.folder, "evaluation")

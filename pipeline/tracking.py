@@ -34,13 +34,13 @@ from mlflow.exceptions import MlflowException
 
 import fcn
 from pipeline import serving_path
-from pipeline.errors import RegistryError
+from pipeline.errors import TrackingError
 from pipeline.specs import TrackingSpec
 
 CHAMPION = "champion"
 FINGERPRINT = "fcn.fingerprint"
 PARENT = "mlflow.parentRunId"
-PARAMS_A_CALL = 100
+PARAMS_A_CALL, METRICS_A_CALL = 100, 1000
 
 
 class Tracker:
@@ -96,7 +96,11 @@ class Tracker:
             self.client.log_batch(run_id, params=new[start : start + PARAMS_A_CALL])
 
     def log_rows(self, run_id: str, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Metrics by step. Steps that were logged before (a resumed run repeats some) are left out."""
+        """Metrics by step. Steps that were logged before (a resumed run repeats some) are left out.
+
+        Raises:
+            TrackingError: MLflow did not take them.
+        """
         known, now = self._known.get(run_id, {}), int(time.time() * 1000)
         metrics = [
             Metric(key, float(value), now, step)
@@ -104,8 +108,11 @@ class Tracker:
             for key, value in values.items()
             if step > known.get(key, -1)
         ]
-        for start in range(0, len(metrics), 1000):
-            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        try:
+            for start in range(0, len(metrics), METRICS_A_CALL):
+                self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL])
+        except MlflowException as error:
+            raise TrackingError(f"metrics could not be sent to {self.uri}: {error}") from error
 
     def log_scores(self, run_id: str, values: Mapping[str, float]) -> None:
         """Metrics without a step, such as those of the final evaluation."""
@@ -201,12 +208,12 @@ class Tracker:
         """The net's folder of a registered model; none of the model's code is run.
 
         Raises:
-            RegistryError: no such model.
+            TrackingError: no such model.
         """
         try:
             return Path(mlflow.artifacts.download_artifacts(f"{model_uri}/artifacts/net"))
         except (MlflowException, OSError) as error:
-            raise RegistryError(f"{model_uri} cannot be had from {self.uri}: {error}") from error
+            raise TrackingError(f"{model_uri} cannot be had from {self.uri}: {error}") from error
 
 
 def environment() -> str:

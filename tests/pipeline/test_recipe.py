@@ -57,6 +57,7 @@ def test_all_mistakes_are_told_at_once_with_path_value_and_rule() -> None:
         (["store=s3://bucket/x"], "is not a local folder"),
         (["data.classes=[a, b]"], "shapes has its own table"),
         (["name=a b"], "name="),
+        (["evaluate.split=train"], "not among the data set's splits (val, test)"),
         (["finetune"], "write KEY=VALUE"),
     ],
 )
