@@ -58,8 +58,7 @@ def _run(recipe: str, overrides: tuple[str, ...], until: str) -> None:
     from pipeline.logs import configure_logging
 
     configure_logging(logging.INFO)
-    flow = Flow(_load(recipe, overrides))
-    _print_report(flow.run(until), flow)
+    _print_report(Flow(_load(recipe, overrides)).run(until), receipt=until == "transplant")
 
 
 @main.command()
@@ -135,11 +134,13 @@ def predict(
         click.echo(path)
 
 
-def _print_report(report: Report, flow: Any) -> None:  # noqa: ANN401 - Flow is imported lazily
+def _print_report(report: Report, *, receipt: bool) -> None:
     from rich.console import Console
 
-    from pipeline.outlook import closing_lines
+    from pipeline.outlook import closing_lines, receipt_table
 
     console = Console(highlight=False)
-    for line in closing_lines(report, flow):
-        console.print(line)
+    if receipt:
+        console.print(receipt_table(report.results["transplant"].folder))
+    for line in closing_lines(report):
+        console.print(line, soft_wrap=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.table import Table
+
 from pipeline.flow import Flow, Report, Step
+from pipeline.pretrained import RECEIPT
 from pipeline.recipe import Recipe
 from pipeline.sampler import steps_per_epoch
-from pipeline.store import Store
 
 
 def outlook(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
@@ -55,7 +58,21 @@ def _state_bytes(recipe: Recipe, step: Step) -> int:
     return copies * sum(p.numel() * p.element_size() for p in net.parameters())
 
 
-def closing_lines(report: Report, flow: Flow) -> Iterator[str]:
+def receipt_table(folder: Path) -> Table:
+    """Every tensor of a transplant: where it came from, where it went, and what became of it."""
+    table = Table(box=None)
+    for name in ("source", "target", "became", "shape", "sha256"):
+        table.add_column(name, overflow="fold")
+    for entry in json.loads((folder / RECEIPT).read_text())["entries"]:
+        shapes = [s for s in (entry["source_shape"], entry["target_shape"]) if s is not None]
+        distinct = [s for i, s in enumerate(shapes) if s not in shapes[:i]]
+        shape = " -> ".join("x".join(map(str, s)) or "scalar" for s in distinct)
+        row = (entry["source"] or "", entry["target"] or "", entry["fate"], shape)
+        table.add_row(*row, entry["sha256"][:12])
+    return table
+
+
+def closing_lines(report: Report) -> Iterator[str]:
     """The last lines of a run: steps, scores, model, pictures, where to look."""
     for name, how, seconds in report.steps:
         yield f"{name:16} {how:10} {seconds:7.1f} s"
@@ -88,6 +105,3 @@ def closing_lines(report: Report, flow: Flow) -> Iterator[str]:
 def _short(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-__all__ = ["Store", "closing_lines", "outlook"]

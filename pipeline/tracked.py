@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from pipeline import pictures
+from pipeline.pretrained import RECEIPT
 from pipeline.recipe import Recipe
 from pipeline.specs import Split
 from pipeline.store import Store
-from pipeline.surgery import RECEIPT
 from pipeline.tracking import Tracker, environment
 
 Rows = list[tuple[int, dict[str, float]]]

@@ -7,10 +7,12 @@ twice goes on in the same runs.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -21,7 +23,10 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+# Its notes on how a database is made and how models may be typed are not for our users.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
 import mlflow
 import mlflow.pyfunc
@@ -37,6 +42,8 @@ from pipeline import serving_path
 from pipeline.errors import TrackingError
 from pipeline.specs import TrackingSpec
 
+log = logging.getLogger(__name__)
+
 CHAMPION = "champion"
 FINGERPRINT = "fcn.fingerprint"
 PARENT = "mlflow.parentRunId"
@@ -47,8 +54,11 @@ class Tracker:
     """An experiment in an MLflow store: the store folder's own database, or a server."""
 
     def __init__(self, spec: TrackingSpec, store: Path) -> None:
+        warnings.filterwarnings("ignore", module="mlflow")
         store.mkdir(parents=True, exist_ok=True)
         self.uri = spec.uri or f"sqlite:///{store / 'mlflow.db'}"
+        if not spec.uri and not (store / "mlflow.db").exists():
+            log.info("creating MLflow's database in %s", store)
         mlflow.set_tracking_uri(self.uri)
         self.client = MlflowClient(self.uri)
         # Two processes that create one database at the same time would ruin it.

@@ -15,11 +15,18 @@ from fcn.nets import FCN, Blueprint
 from fcn.transplant import Receipt, transplant_classifier, transplant_net
 from fcn.weights import load_net, read_about, read_weights, save_net
 from pipeline.errors import WeightsError
-from pipeline.pretrained import PACKAGE, package_file, require_section, run_net, source_state
+from pipeline.pretrained import (
+    PACKAGE,
+    RECEIPT,
+    package_file,
+    require_section,
+    run_net,
+    source_state,
+)
 from pipeline.recipe import Recipe
 from pipeline.sampler import seed_of
 from pipeline.store import Store
-from pipeline.surgery import RECEIPT, blueprint
+from pipeline.surgery import blueprint
 
 
 class Transplanted(BaseModel):

@@ -18,9 +18,10 @@ from pipeline import pictures, transplant
 from pipeline.cluster import require_room
 from pipeline.errors import ClusterError, TrainingError, WeightsError
 from pipeline.loop import require_all_seen
+from pipeline.pretrained import RECEIPT
 from pipeline.specs import ClusterSpec
 from pipeline.store import Store, fingerprint
-from pipeline.surgery import RECEIPT, require_receipt, start_net
+from pipeline.surgery import require_receipt, start_net
 from tests.conftest import tiny
 
 RESNET = ("net.backbone=resnet18", "net.stride=16")
