@@ -23,7 +23,6 @@ class Cursor:
 
     step: int = 0
     """Optimiser steps done in this phase."""
-    best_mean_iu: float = -1.0
 
 
 def save_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer, cursor: Cursor) -> None:

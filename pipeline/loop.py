@@ -79,8 +79,9 @@ class Stepper:
     spec: FinetuneSpec
 
     def __post_init__(self) -> None:
-        self.net = set_batch_norm(self.net, self.spec.batch_norm)  # type: ignore[assignment]
-        self.statistics = MicroStatistics(self.net)
+        mode = self.spec.normalisation
+        self.net = set_batch_norm(self.net, mode)  # type: ignore[assignment]
+        self.statistics = MicroStatistics(self.net) if mode == "micro" else None
         self.autocast = torch.autocast(
             self.team.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"
         )
@@ -103,7 +104,8 @@ class Stepper:
         batches = [m.to(self.team.device, self.memory_format) for m in micro_batches]
         real = [b for b in batches if not b.void]
         valid, images, units = self._count(real)
-        self.begin_statistics()
+        if self.statistics:
+            self.statistics.begin()
         total = torch.zeros((), dtype=torch.float64, device=self.team.device)
         for i, batch in enumerate(batches):
             torch.manual_seed(batch.seed)
@@ -112,7 +114,8 @@ class Stepper:
                 # DDP averages gradients over workers; the loss is a sum over all of them.
                 (loss / max(valid, 1) * self.team.size).backward()
             total += loss.detach()
-        self.finish_statistics(len(real), units)
+        if self.statistics:
+            self.statistics.finish(self.team.sum(self.statistics.weighted(len(real))), units)
         mean_loss = float(self.team.sum(total)) / max(valid, 1)
         if not math.isfinite(mean_loss):
             names = self.team.gather([name for batch in real for name in batch.ids])
@@ -136,16 +139,6 @@ class Stepper:
         if last or not isinstance(self.ddp, DistributedDataParallel):
             return nullcontext()
         return self.ddp.no_sync()
-
-    def begin_statistics(self) -> None:
-        """Batch normalisation of mode `micro`: start to average over the global batch."""
-        if self.statistics.layers:
-            self.statistics.begin()
-
-    def finish_statistics(self, mine: int, all_units: int) -> None:
-        """Blend the statistics of all workers' micro-batches into the running ones."""
-        if self.statistics.layers:
-            self.statistics.finish(self.team.sum(self.statistics.weighted(mine)), all_units)
 
 
 @torch.inference_mode()
@@ -219,7 +212,7 @@ class Phase:
             self.net, self.spec.optimizer, self.spec.optimizer.lr * self.phase.lr_mult
         )
         stepper = Stepper(self.net, optimizer, self.team, self.spec)
-        cursor = keeper.restore(self.net, optimizer)
+        step = keeper.restore(self.net, optimizer).step
         plan = Plan(
             num_samples=len(self.train),
             global_batch=self.spec.global_batch,
@@ -229,8 +222,7 @@ class Phase:
         )
         metrics: Metrics = {}
         began = time.perf_counter()
-        for micro_batches in self._feed(plan, cursor.step):
-            step = cursor.step
+        for micro_batches in self._feed(plan, step):
             factor = self._set_lr(optimizer, step, plan.num_steps)
             loss, images = stepper.step(micro_batches)
             step += 1
@@ -244,7 +236,7 @@ class Phase:
                     "perf/epoch": step / plan.steps_per_epoch,
                 },
             )
-            cursor, metrics = self._keep(step, plan, cursor, optimizer, keeper, metrics)
+            metrics = self._keep(step, plan, optimizer, keeper, metrics)
             began = time.perf_counter()
         return metrics
 
@@ -271,14 +263,12 @@ class Phase:
         self,
         step: int,
         plan: Plan,
-        cursor: Cursor,
         optimizer: Optimizer,
         keeper: Keeper,
         metrics: Metrics,
-    ) -> tuple[Cursor, Metrics]:
+    ) -> Metrics:
         """Validate and save where the recipe says so; the last step always does."""
         epoch, within = divmod(step, plan.steps_per_epoch)
-        cursor = Cursor(step, cursor.best_mean_iu)
         every = self.spec.checkpoint_every_steps
         if step == plan.num_steps or (within == 0 and epoch % self.spec.validate_every_epochs == 0):
             confusion = evaluate_split(
@@ -287,11 +277,10 @@ class Phase:
             scores = confusion.scores().summary()
             metrics = {f"val/{name}": value for name, value in scores.items()}
             self._emit(step, metrics)
-            cursor = Cursor(step, max(cursor.best_mean_iu, metrics["val/mean_iu"]))
-            keeper.save(self.net, optimizer, cursor, metrics)
+            keeper.save(self.net, optimizer, Cursor(step), metrics)
         elif every and step % every == 0:
-            keeper.save(self.net, optimizer, cursor, {"val/mean_iu": -1.0})
-        return cursor, metrics
+            keeper.save(self.net, optimizer, Cursor(step), {"val/mean_iu": -1.0})
+        return metrics
 
     def _emit(self, step: int, metrics: Metrics) -> None:
         if self.team.rank == 0:

@@ -225,8 +225,9 @@ class FinetuneSpec(Spec):
     optimizer: OptimizerSpec
     schedule: ScheduleSpec = ScheduleSpec()
     augment: AugmentSpec
-    batch_norm: Literal["frozen", "micro", "sync"] = "frozen"
-    """`frozen` for transplanted nets; `micro` (own statistics of each micro-batch) from scratch."""
+    batch_norm: Literal["frozen", "micro", "sync"] | None = None
+    """`frozen` (statistics of the pretrained weights), `micro` (of each micro-batch) or `sync` (of what
+    all workers hold; CUDA). If not given: frozen after a transplant, micro from scratch."""
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     checkpoint_every_steps: Positive | None = None
@@ -245,6 +246,11 @@ class FinetuneSpec(Spec):
         if (self.epochs is None) == (not self.phases):
             raise ValueError("give either epochs (at-once) or phases (staged)")
         return self
+
+    @property
+    def normalisation(self) -> Literal["frozen", "micro", "sync"]:
+        """The mode of batch normalisation, given or derived."""
+        return self.batch_norm or ("micro" if self.init == "scratch" else "frozen")
 
     @property
     def num_micro_batches(self) -> int:

@@ -73,7 +73,6 @@ finetune:
   epochs: 1
   global_batch: 2
   micro_batch: 1
-  batch_norm: micro
   optimizer: {{lr: 0.01}}
   augment: {{crop_px: [32, 32]}}
 """
