@@ -30,6 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 ifdef UV
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
 else
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 	$(BIN)/python -m pip install --quiet --compile -c constraints.txt -e '.[dev]'
 endif
 	touch $@

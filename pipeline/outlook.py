@@ -95,7 +95,7 @@ def closing_lines(report: Report) -> Iterator[str]:
     if version := results.get("register"):
         yield (
             f"model            models:/{version.model}/{version.version}"
-            + (" is now @champion: " if version.champion else " is not @champion: ")
+            + (" took @champion: " if version.champion else " did not take @champion: ")
             + version.reason
         )
     if report.tracking:

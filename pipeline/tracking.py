@@ -177,13 +177,15 @@ class Tracker:
             shutil.copytree(net_folder, net)  # MLflow keeps the folder's name: `download_net`
             mlflow.start_run(run_id=run_id)
             try:
-                info = mlflow.pyfunc.log_model(
-                    name=name,
-                    python_model=str(serving_path()),
-                    artifacts={"net": str(net)},
-                    code_paths=[str(code)],
-                    pip_requirements=_requirements(),
-                )
+                # Recorded, not shown: advice on schemas, of which none says "an image of any size".
+                with warnings.catch_warnings(record=True):
+                    info = mlflow.pyfunc.log_model(
+                        name=name,
+                        python_model=str(serving_path()),
+                        artifacts={"net": str(net)},
+                        code_paths=[str(code)],
+                        pip_requirements=_requirements(),
+                    )
             finally:
                 mlflow.end_run()
         self._create_model(name)

@@ -59,7 +59,7 @@ def test_the_closing_lines_say_what_was_done(flow) -> None:
     _, output = flow
     assert "294 tensors copied, 0 reshaped, 6 initialised, 2 dropped" in output
     assert re.search(r"val of 7 images: mean IU 0\.\d+", output)
-    assert "models:/demo/1 is now @champion" in output
+    assert "models:/demo/1 took @champion" in output
 
 
 def test_a_second_run_computes_nothing_and_says_so(flow) -> None:
