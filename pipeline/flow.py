@@ -257,7 +257,7 @@ class Flow:
                     self._tracked.tracker, self._tracked.run_id, name, net.folder, scores
                 )
                 manifest |= done.model_dump(mode="json")
-            self._tracked.note(scores, done)
+            self._tracked.note(scores, done.sentence())
             return done
 
         self._once(step, register.Registered, compute)

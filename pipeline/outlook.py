@@ -93,11 +93,7 @@ def closing_lines(report: Report) -> Iterator[str]:
         )
         yield f"pictures         {_short(scores.folder / 'predictions.png')}"
     if version := results.get("register"):
-        yield (
-            f"model            models:/{version.model}/{version.version}"
-            + (" took @champion: " if version.champion else " did not take @champion: ")
-            + version.reason
-        )
+        yield f"model            {version.sentence()}"
     if report.tracking:
         yield f"tracked in       mlflow ui --backend-store-uri {report.tracking}"
 

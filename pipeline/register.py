@@ -31,6 +31,11 @@ class Registered(BaseModel):
     """Whether the alias moved to this version."""
     reason: str
 
+    def sentence(self) -> str:
+        """The outcome in words."""
+        took = "took" if self.champion else "did not take"
+        return f"models:/{self.model}/{self.version} {took} @champion: {self.reason}"
+
 
 def run(tracker: Tracker, run_id: str, model: str, net: Path, scores: Scored) -> Registered:
     """Log the model, make a version, decide, act."""

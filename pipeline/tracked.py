@@ -104,7 +104,7 @@ class Tracked:
         self.tracker.log_scores(self.run_id, scores.metrics() | net.metrics)
         self.tracker.log_folder(self.run_id, scores.folder, "evaluation")
 
-    def note(self, scores: ScoresLike, done: object) -> None:
+    def note(self, scores: ScoresLike, outcome: str) -> None:
         """The result in words, on the run's page."""
-        text = f"mean IU {scores.mean_iu:.4f} on {scores.split}\n\n{done}"
+        text = f"mean IU {scores.mean_iu:.4f} on {scores.split}; {outcome}"
         self.tracker.set_note(self.run_id, text)
