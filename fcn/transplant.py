@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fcn.backbones import Backbone, classifier_of
-from fcn.nets import FCN, Blueprint
+from fcn.nets import FCN
 
 TOLERANCE = 1e-4
 """Classifier and dense form may differ by this fraction of the greatest score: float32 rounding of
@@ -90,25 +90,28 @@ def transplant_classifier(net: FCN, state: State, source: str) -> Receipt:
     return Receipt(source, name, entries, f"classifier == {proof}", difference)
 
 
-def transplant_net(net: FCN, state: State, blueprint: Blueprint, source: str) -> Receipt:
-    """Copy another FCN's weights: the backbone whole, scores where strides and classes agree.
+def transplant_net(net: FCN, donor: FCN, source: str, *, same_classes: bool) -> Receipt:
+    """Copy another FCN's weights: the backbone whole, and what scores the same classes.
 
     Raises:
         ValueError: the donor has another backbone, or the two backbones then disagree.
     """
-    if blueprint.backbone != net.blueprint.backbone:
-        raise ValueError(
-            f"{source} has a {blueprint.backbone}, this net a {net.blueprint.backbone}"
-        )
-    donor = FCN(blueprint).eval()
-    donor.load_state_dict(dict(state))
-    own = net.state_dict()
-    kept = {key: key for key, t in state.items() if key in own and own[key].shape == t.shape}
+    theirs, ours = donor.blueprint.backbone, net.blueprint.backbone
+    if theirs != ours:
+        raise ValueError(f"{source} has a {theirs}, this net a {ours}")
+    own, state = net.state_dict(), donor.state_dict()
+    kept = {
+        key: key
+        for key, tensor in state.items()
+        if key in own
+        and own[key].shape == tensor.shape
+        and (same_classes or key.startswith("backbone."))
+    }
     net.load_state_dict({target: state[key] for key, target in kept.items()}, strict=False)
     x = _noise(donor, 96)
     with torch.inference_mode():
-        mine, theirs = net.eval().backbone(x), donor.backbone(x)
-    difference = max(_relative(mine[s], theirs[s]) for s in mine)
+        taps, donors = net.eval().backbone(x), donor.eval().backbone(x)
+    difference = max(_relative(taps[s], donors[s]) for s in taps)
     _require(difference, f"the backbones of {source} and this net", "Is the file damaged?")
     entries = (*_entries(net, state, kept), *_initialised(net, kept))
     return Receipt(source, net.blueprint.backbone, entries, "taps of both backbones", difference)

@@ -65,10 +65,9 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
 
     Raises:
         DataError: the data set is not where the recipe says.
-        WeightsError: nor are the weights.
+        WeightsError, TrackingError: nor are the weights.
     """
     from pipeline import sources
-    from pipeline.pretrained import source_state
 
     plain = recipe.plain()
     steps: list[Step] = []
@@ -89,7 +88,7 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
     if recipe.finetune.init == "transplant":
         surgery = plain["transplant"]
         first = recipe.phases[0].stride
-        before = (add("transplant", [net, surgery, first, source_state(recipe, store)], ()),)
+        before = (add("transplant", [net, surgery, first, _weights_state(recipe, store)], ()),)
     tune = {k: v for k, v in plain["finetune"].items() if k not in ("epochs", "phases")}
     for phase in recipe.phases:
         reads = [net, tune, phase.model_dump()]
@@ -97,6 +96,18 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
     scored = add("evaluate", plain["evaluate"], (data, *before))
     add("register", [plain["register"], recipe.name, plain["tracking"]], (scored, *before))
     return steps
+
+
+def _weights_state(recipe: Recipe, store: Store) -> str:
+    """Changes when the weights to be transplanted do; an alias counts as what it points to now."""
+    from pipeline.pretrained import require_section, source_state
+
+    weights = require_section(recipe).weights
+    if not weights.startswith("models:/"):
+        return source_state(recipe, store)
+    from pipeline.tracking import Tracker
+
+    return Tracker(recipe.tracking, store.root).resolve(weights)
 
 
 @dataclass

@@ -38,8 +38,6 @@ def source_state(recipe: Recipe, store: Store) -> str:
         return f"torchvision {recipe.net.backbone}"
     if weights == "package":
         return f"{PACKAGE} {_package_version()}"
-    if weights.startswith("models:/"):
-        return weights
     folder = run_net(store, weights[4:]) if weights.startswith("run:") else None
     path = folder / "net.safetensors" if folder else Path(weights)
     if not path.is_file():

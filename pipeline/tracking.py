@@ -216,6 +216,23 @@ class Tracker:
         self.client.set_model_version_tag(name, str(version), "gate", evidence)
         self.client.set_registered_model_alias(name, CHAMPION, str(version))
 
+    def resolve(self, model_uri: str) -> str:
+        """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means now, with its weights.
+
+        Raises:
+            TrackingError: no such model.
+        """
+        name, at, alias = model_uri.removeprefix("models:/").partition("@")
+        try:
+            if at:
+                version = self.client.get_model_version_by_alias(name, alias)
+            else:
+                name, _, number = name.partition("/")
+                version = self.client.get_model_version(name, number)
+        except MlflowException as error:
+            raise TrackingError(f"{model_uri} is not in {self.uri}: {error.message}") from error
+        return f"models:/{version.name}/{version.version} {version.tags.get('weights_sha256', '')}"
+
     def download_net(self, model_uri: str) -> Path:
         """The net's folder of a registered model; none of the model's code is run.
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.models import get_weight
 
 from fcn.backbones import BACKBONES
-from fcn.nets import FCN, Blueprint
+from fcn.nets import FCN
 from fcn.transplant import Receipt, transplant_classifier, transplant_net
-from fcn.weights import load_net, read_about, read_weights, save_net
+from fcn.weights import class_table, load_net, read_about, read_weights, save_net
 from pipeline.errors import WeightsError
 from pipeline.pretrained import (
     PACKAGE,
@@ -90,8 +90,9 @@ def _transplant(net: FCN, recipe: Recipe, store: Store) -> Receipt:
         return transplant_classifier(net, read_weights(package_file()), source_state(recipe, store))
     if weights.startswith(("run:", "models:/")):
         folder = _net_folder(weights, recipe, store)
-        donor = Blueprint.from_json(read_about(folder)["blueprint"])
-        return transplant_net(net, load_net(folder).state_dict(), donor, weights)
+        theirs = class_table(read_about(folder)).names
+        same = theirs == recipe.data.class_table().names
+        return transplant_net(net, load_net(folder), weights, same_classes=same)
     return transplant_classifier(net, read_weights(Path(weights)), weights)
 
 

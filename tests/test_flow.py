@@ -278,3 +278,26 @@ def test_camvid_a_few_images_a_few_steps(tmp_path) -> None:
     assert scores["num_images"] == 12
     assert scores["mean_iu"] > 0.2  # road, sky, building and tree alone score about this
     assert scores["class_iu"]["road"] > 0.6
+
+
+def test_a_registered_model_is_a_source_of_weights_and_its_alias_counts_as_its_version(
+    flow, tmp_path
+) -> None:
+    store, _ = flow
+    done = subprocess.run(
+        command(store, "transplant.weights=models:/demo@champion", verb="transplant"),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "300 tensors copied, 0 reshaped, 0 initialised, 0 dropped" in done.stdout
+    assert tracker(store).resolve("models:/demo@champion").startswith("models:/demo/1 ")
+    done = subprocess.run(
+        command(store, "transplant.weights=models:/demo@nobody", verb="plan"),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "TrackingError: models:/demo@nobody is not in" in done.stderr

@@ -85,15 +85,24 @@ def test_the_package_holds_working_imagenet_weights() -> None:
 
 def test_a_net_with_other_classes_keeps_the_backbone_and_starts_its_scores_anew() -> None:
     torch.manual_seed(0)
-    donor = FCN(Blueprint("resnet18", 5, 8))
+    donor = FCN(Blueprint("resnet18", 3, 8))
     torch.nn.init.normal_(donor.score["32"].weight)
+    net = FCN(Blueprint("resnet18", 3, 16))
+    transplant_net(net, donor, "run", same_classes=True)
+    assert torch.equal(net.score["32"].weight, donor.score["32"].weight)
     net = FCN(Blueprint("resnet18", 3, 8))
-    receipt = transplant_net(net, donor.state_dict(), donor.blueprint, "run")
+    receipt = transplant_net(net, donor, "run", same_classes=False)
     assert receipt.max_difference == 0
     assert {e.source for e in receipt.entries if e.fate == "dropped"} == {
         f"score.{s}.{p}" for s in (8, 16, 32) for p in ("weight", "bias")
     }
     assert not net.score["32"].weight.any()
+
+
+def test_a_donor_with_another_backbone_is_refused() -> None:
+    donor = FCN(Blueprint("resnet34", 3, 32))
+    with pytest.raises(ValueError, match="run has a resnet34, this net a resnet18"):
+        transplant_net(FCN(Blueprint("resnet18", 3, 32)), donor, "run", same_classes=True)
 
 
 class Evil:
