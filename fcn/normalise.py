@@ -49,6 +49,10 @@ class MicroStatistics:
     def _buffers(self) -> list[Tensor]:
         return [b for m in self.layers for b in (m.running_mean, m.running_var) if b is not None]
 
+    def __bool__(self) -> bool:
+        """Whether the net has any such layer: VGG16 and AlexNet have none."""
+        return bool(self.layers)
+
     def begin(self) -> None:
         """Remember the running statistics and average from nothing."""
         self._before = [b.clone() for b in self._buffers()]

@@ -103,14 +103,16 @@ def _one_of_several(rank: int, world_size: int, files: dict, folder: str, overri
 
 
 @pytest.mark.parametrize(
-    ("world_size", "overrides"),
+    ("world_size", "overrides", "tolerance"),
     [
-        (2, ("finetune.optimizer.kind=sgd", "finetune.optimizer.lr=0.01")),
-        (3, ("finetune.batch_norm=micro",)),  # 4 micro-batches, 3 in the last step: uneven shares
+        (2, ("finetune.optimizer.kind=adamw",), 1e-10),
+        # 4 micro-batches, 3 in the last step, by 3: uneven shares. Normalising the few values of a
+        # coarse map divides by small deviations, which magnifies the rounding of the sums.
+        (3, ("finetune.optimizer.kind=sgd", "finetune.batch_norm=micro"), 1e-8),
     ],
 )
 def test_several_workers_compute_what_one_computes(
-    tiny_shards, tmp_path, world_size, overrides
+    tiny_shards, tmp_path, world_size, overrides, tolerance
 ) -> None:
     """The whole chain: order, augmentation, dropout, uneven void, a short last batch; float64."""
     alone = phase(tiny_shards, *overrides, double=True)
@@ -121,7 +123,7 @@ def test_several_workers_compute_what_one_computes(
     )
     together = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(world_size)]
     for state, theirs, counts in together:
-        assert largest_difference(weights(alone.net), state) < 1e-10
+        assert largest_difference(weights(alone.net), state) < tolerance
         assert theirs == pytest.approx(metrics)
         assert torch.equal(
             counts, evaluate_split(alone.net, tiny_shards["test"], Team(), 2, 0).counts
