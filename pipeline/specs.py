@@ -103,8 +103,6 @@ class DataSpec(Spec):
 
     @model_validator(mode="after")
     def _complete(self) -> DataSpec:
-        if self.source != "shapes" and self.root is None:
-            raise ValueError(f"root is needed by source {self.source}; --set data.root=FOLDER")
         if self.source == "folder":
             if len(self.classes) < 2:
                 raise ValueError(

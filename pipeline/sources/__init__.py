@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
 from pipeline.sources.base import Sample, Source
 from pipeline.sources.folder import FolderSource
@@ -11,9 +12,14 @@ __all__ = ["FolderSource", "Sample", "ShapesSource", "Source", "open_source"]
 
 
 def open_source(recipe: Recipe) -> Source:
-    """The source that the recipe's data section describes; `voc` is folders with lists."""
+    """The source that the recipe's data section describes; `voc` is folders with lists.
+
+    Raises:
+        RecipeError: the source has folders, and the recipe does not say where.
+    """
     data = recipe.data
     if data.source == "shapes":
         return ShapesSource(data.shapes, recipe.seed)
-    assert data.root is not None  # the recipe's validation saw to it
+    if data.root is None:
+        raise RecipeError(f"{recipe.name}: data.root is missing; --set data.root=FOLDER names it")
     return FolderSource(data.root.absolute(), data.split_folders())

@@ -55,6 +55,13 @@ def test_a_missing_data_folder_exits_with_1_and_the_remedy() -> None:
     assert "DataError: /nowhere/train is not a folder; set data.root" in done.output
 
 
+def test_a_recipe_over_folders_is_shown_but_not_run_without_them() -> None:
+    assert call("show", "camvid").exit_code == 0
+    done = call("run", "camvid")
+    assert done.exit_code == 2
+    assert "camvid: data.root is missing; --set data.root=FOLDER names it" in done.output
+
+
 def test_missing_weights_exit_with_1_and_the_choices(tmp_path) -> None:
     for weights in ("/nowhere.pth", "run:nobody"):
         done = call(
