@@ -23,6 +23,9 @@ class Cursor:
 
     step: int = 0
     """Optimiser steps done in this phase."""
+    history: tuple[tuple[int, dict[str, float]], ...] = ()
+    """All metrics so far, by step: a resume tells them again, so that none is lost that was still on
+    its way when the driver died. A few hundred bytes a step."""
 
 
 def save_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer, cursor: Cursor) -> None:
@@ -37,4 +40,5 @@ def load_state(folder: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -
     net.load_state_dict(load_file(folder / NET))
     state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state)
-    return Cursor(**json.loads((folder / CURSOR).read_text()))
+    plain = json.loads((folder / CURSOR).read_text())
+    return Cursor(plain["step"], tuple((step, metrics) for step, metrics in plain["history"]))

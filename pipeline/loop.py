@@ -202,7 +202,10 @@ class Phase:
     team: Team = field(default_factory=Team)
     num_loaders: int = 0
     emit: Callable[[int, Metrics], None] = lambda step, metrics: None
-    """Called on rank 0 after each step and validation."""
+    """Called on rank 0 after each step and validation; after a resume also for those before it."""
+
+    def __post_init__(self) -> None:
+        self._history: list[tuple[int, Metrics]] = []
 
     def run(self, keeper: Keeper) -> Metrics:
         """Train to the end; returns the last validation's metrics."""
@@ -212,7 +215,10 @@ class Phase:
             self.net, self.spec.optimizer, self.spec.optimizer.lr * self.phase.lr_mult
         )
         stepper = Stepper(self.net, optimizer, self.team, self.spec)
-        step = keeper.restore(self.net, optimizer).step
+        cursor = keeper.restore(self.net, optimizer)
+        step = cursor.step
+        for told in cursor.history:
+            self._emit(*told)
         plan = Plan(
             num_samples=len(self.train),
             global_batch=self.spec.global_batch,
@@ -277,11 +283,13 @@ class Phase:
             scores = confusion.scores().summary()
             metrics = {f"val/{name}": value for name, value in scores.items()}
             self._emit(step, metrics)
-            keeper.save(self.net, optimizer, Cursor(step), metrics)
+            keeper.save(self.net, optimizer, Cursor(step, tuple(self._history)), metrics)
         elif every and step % every == 0:
-            keeper.save(self.net, optimizer, Cursor(step), {"val/mean_iu": -1.0})
+            cursor = Cursor(step, tuple(self._history))
+            keeper.save(self.net, optimizer, cursor, {"val/mean_iu": -1.0})
         return metrics
 
     def _emit(self, step: int, metrics: Metrics) -> None:
         if self.team.rank == 0:
+            self._history.append((step, metrics))
             self.emit(step, metrics)

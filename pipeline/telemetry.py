@@ -18,6 +18,11 @@ log = logging.getLogger(__name__)
 
 Row = tuple[int, dict[str, float]]
 Sink = Callable[[list[Row]], None]
+SHOWN = {
+    "train/loss": "loss {:.3f}",
+    "perf/images_per_s": "{:.1f} images/s",
+    "val/mean_iu": "mean IU {:.3f}",
+}
 POLL_S = 0.5
 LINE_EVERY_S = 30.0
 """Where the output is not a terminal, a line of text takes the place of the moving bar."""
@@ -99,7 +104,6 @@ class Watcher:
             log.warning("%s; training goes on, %d rows wait", error, len(self._unsent))
 
     def _note(self) -> str:
-        words = [f"loss {self._shown['train/loss']:.3f}"] if "train/loss" in self._shown else []
-        words += [f"{self._shown['perf/images_per_s']:.1f} images/s"] if words else []
-        words += [f"mean IU {iu:.3f}"] if (iu := self._shown.get("val/mean_iu")) is not None else []
-        return "  ".join(words)
+        return "  ".join(
+            words.format(self._shown[key]) for key, words in SHOWN.items() if key in self._shown
+        )

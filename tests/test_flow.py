@@ -201,6 +201,9 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     runs = mlflow.client.search_runs([mlflow.experiment])
     assert sorted(r.info.run_id for r in runs) == sorted(r.info.run_id for r in running)
     assert {r.info.status for r in runs} == {"FINISHED"}
+    child = next(r.info.run_id for r in runs if "mlflow.parentRunId" in r.data.tags)
+    assert [step for step, _ in mlflow.history(child, "train/loss")] == list(range(1, 13))
+    assert [step for step, _ in mlflow.history(child, "val/mean_iu")] == [3, 6, 9, 12]
 
 
 def test_what_cannot_fit_is_refused_before_it_starts(tmp_path) -> None:
