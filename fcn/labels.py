@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 VOID = 255
 """The ignored label: never scored, never trained on."""
@@ -53,6 +54,13 @@ class ClassTable:
 def colourise(label: NDArray[np.integer], table: ClassTable) -> NDArray[np.uint8]:
     """Label map (H, W) as an RGB picture (H, W, 3) uint8."""
     return table.palette()[label]
+
+
+def palette_picture(label: NDArray[np.uint8], table: ClassTable) -> Image.Image:
+    """Label map (H, W) as a palette picture: the pixels are class ids, a viewer shows colours."""
+    picture = Image.fromarray(label).convert("P")
+    picture.putpalette(table.palette().ravel().tolist())
+    return picture
 
 
 def overlay(

@@ -79,9 +79,8 @@ def _count(recipe: Recipe, net: Path, shards: Shards) -> Confusion:
     """Every image in exactly one task; integer counts, so their sum does not depend on the cut."""
     num_tasks = min(len(shards), TASKS_PER_WORKER * recipe.cluster.num_workers)
     task = ray.remote(count_rows).options(**task_options(recipe.cluster))
-    net_ref = ray.put(net)
     rows = [share(len(shards), i, num_tasks) for i in range(num_tasks)]
-    refs = [task.remote(recipe, net_ref, shards, r) for r in rows]
+    refs = [task.remote(recipe, net, shards, r) for r in rows]
     total, seen = Confusion(len(recipe.data.class_table())), 0
     with progress_bar() as progress:
         bar = progress.add_task("evaluate", total=len(shards), note="images")

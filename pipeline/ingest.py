@@ -129,13 +129,14 @@ def _check_all(
         task.remote(source_ref, chunk, table, void, draft / f"{chunk[0].split}-{i:05d}.arrow")
         for i, chunk in enumerate(chunks)
     ]
+    sizes = {ref: len(chunk) for ref, chunk in zip(refs, chunks, strict=True)}
     with progress_bar() as progress:
         bar = progress.add_task("ingest", total=len(samples), note="images")
         waiting = list(refs)
         while waiting:
             done, waiting = ray.wait(waiting)
             for ref in done:
-                progress.advance(bar, len(chunks[refs.index(ref)]))
+                progress.advance(bar, sizes[ref])
     return list(cluster.get(refs))
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcn.labels import VOID, ClassTable, overlay
+from fcn.labels import VOID, ClassTable, overlay, palette_picture
 from fcn.metrics import Scores
 
 Points = Sequence[tuple[int, float]]
@@ -117,10 +117,8 @@ def contact_sheet(
 
 
 def label_png(path: Path, label: Pixels, table: ClassTable) -> None:
-    """Palette PNG: the pixels are class ids, a viewer shows colours."""
-    picture = Image.fromarray(label).convert("P")
-    picture.putpalette(table.palette().ravel().tolist())
-    picture.save(path)
+    """The label map as a palette PNG."""
+    palette_picture(label, table).save(path)
 
 
 def overlay_png(path: Path, image: Pixels, label: Pixels, table: ClassTable) -> None:

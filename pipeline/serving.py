@@ -20,6 +20,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from PIL import Image
 
+from fcn.labels import palette_picture
 from fcn.predict import predict
 from fcn.weights import class_table, load_net, read_about
 
@@ -54,11 +55,8 @@ class Segmenter(PythonModel):
         return predict(self.net, np.asarray(image))
 
     def _png(self, label: Label) -> str:
-        """Palette PNG: the pixels are class ids, a viewer shows colours."""
-        picture = Image.fromarray(label).convert("P")
-        picture.putpalette(self.classes.palette().ravel().tolist())
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        palette_picture(label, self.classes).save(buffer, "PNG")
         return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -20,12 +20,6 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
-def file_sha256(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Store:
     """`datasets/`, `weights/`, `nets/`, `scores/` by fingerprint; `runs/` by name."""
 
