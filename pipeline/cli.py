@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.errors import PipelineError, RecipeError
+from pipeline.errors import PipelineError, RecipeError, StoppedError
 
 if TYPE_CHECKING:
     from pipeline.flow import Report
@@ -19,7 +19,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Verbs(click.Group):
-    """Prints our errors without a traceback: 2 for a recipe to mend, 1 for a run that failed."""
+    """Prints our errors without a traceback.
+
+    Exit code 2: a recipe to mend; 1: a run that failed; 143, as by SIGTERM: a run that was stopped.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         """Run a verb."""
@@ -27,7 +30,7 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except PipelineError as error:
             click.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
-            ctx.exit(2 if isinstance(error, RecipeError) else 1)
+            ctx.exit({RecipeError: 2, StoppedError: 143}.get(type(error), 1))
 
 
 def recipe_arguments(command: Command) -> Command:

@@ -40,13 +40,13 @@ def require_room(spec: ClusterSpec, have: dict[str, float]) -> None:
     Raises:
         ClusterError: the workers need more than the whole cluster has.
     """
-    need = {"CPU": spec.num_workers * spec.cpus_per_worker}
+    need = {"CPU": spec.min_workers * spec.cpus_per_worker}
     if spec.use_gpu:
-        need["GPU"] = float(spec.num_workers)
+        need["GPU"] = float(spec.min_workers)
     for kind, amount in need.items():
         if amount > have.get(kind, 0):
             raise ClusterError(
-                f"{spec.num_workers} workers need {amount:g} {kind}s, the cluster has "
+                f"{spec.min_workers} workers need {amount:g} {kind}s, the cluster has "
                 f"{have.get(kind, 0):g}; use fewer cluster.num_workers"
                 + (" or a smaller cluster.cpus_per_worker" if kind == "CPU" else "")
             )
@@ -64,8 +64,9 @@ def get(ref: Any) -> Any:  # noqa: ANN401 - whatever the task returns
 
 def scaling(spec: ClusterSpec) -> train.ScalingConfig:
     """Workers and what each takes."""
-    return train.ScalingConfig(
-        num_workers=spec.num_workers,
+    return train.ScalingConfig(  # type: ignore[call-arg]  # typed as the first version of Ray Train
+        num_workers=spec.num_workers,  # type: ignore[arg-type]
+        elastic_resize_monitor_interval_s=spec.resize_every_s,
         use_gpu=spec.use_gpu,
         resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if spec.use_gpu else {}),
     )
@@ -76,17 +77,13 @@ def task_options(spec: ClusterSpec) -> dict[str, Any]:
     return {"num_cpus": spec.cpus_per_worker, "num_gpus": 1 if spec.use_gpu else 0}
 
 
-def run_config(spec: ClusterSpec, storage: Path, name: str) -> train.RunConfig:
-    """Where checkpoints go (the newest and the best stay), how often to try again."""
+def run_config(spec: ClusterSpec, folder: Path, keep: int) -> train.RunConfig:
+    """Where checkpoints go and how many of the newest stay, how often to try again."""
     return train.RunConfig(  # type: ignore[call-arg]  # typed as the first version of Ray Train
-        name=name,
-        storage_path=str(storage),
+        name=folder.name,
+        storage_path=str(folder.parent),
         failure_config=train.FailureConfig(max_failures=spec.max_failures),
-        checkpoint_config=train.CheckpointConfig(
-            num_to_keep=1,  # the best; Ray keeps the newest besides
-            checkpoint_score_attribute="val/mean_iu",
-            checkpoint_score_order="max",
-        ),
+        checkpoint_config=train.CheckpointConfig(num_to_keep=keep),
         logging_config=train.LoggingConfig(log_level="ERROR"),
     )
 

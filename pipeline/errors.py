@@ -6,6 +6,7 @@
     ├── WeightsError    pretrained weights or their transplant
     ├── ClusterError    Ray: no room, no connection, workers lost for good
     ├── TrainingError   the training itself: a loss that is not finite
+    ├── StoppedError    it was asked to stop, and did so after a checkpoint
     └── TrackingError   MLflow cannot be reached, or has no such run or model
 
 Every error takes one positional message, so that it pickles: errors cross Ray's processes.
@@ -36,6 +37,10 @@ class ClusterError(PipelineError):
 
 class TrainingError(PipelineError):
     """Training cannot go on."""
+
+
+class StoppedError(PipelineError):
+    """The run was asked to stop, and did so after a checkpoint."""
 
 
 class TrackingError(PipelineError):

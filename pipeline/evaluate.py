@@ -77,7 +77,7 @@ def run(recipe: Recipe, store: Store, key: str, net: Path, files: Sequence[Path]
 
 def _count(recipe: Recipe, net: Path, shards: Shards) -> Confusion:
     """Every image in exactly one task; integer counts, so their sum does not depend on the cut."""
-    num_tasks = min(len(shards), TASKS_PER_WORKER * recipe.cluster.num_workers)
+    num_tasks = min(len(shards), TASKS_PER_WORKER * recipe.cluster.max_workers)
     task = ray.remote(count_rows).options(**task_options(recipe.cluster))
     rows = [share(len(shards), i, num_tasks) for i in range(num_tasks)]
     refs = [task.remote(recipe, net, shards, r) for r in rows]

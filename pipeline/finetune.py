@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import shutil
+import signal
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import ray
 import ray.train as train
 from pydantic import BaseModel
-from ray.train import Checkpoint, CheckpointConsistencyMode
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 from torch.optim import Optimizer
 
 from fcn.nets import FCN
-from fcn.weights import ABOUT, NET
-from pipeline.checkpoints import Cursor, load_state, save_state
+from fcn.weights import save_net
+from pipeline.checkpoints import (
+    HISTORY,
+    KEPT,
+    Cursor,
+    Metrics,
+    load_state,
+    newest,
+    read_best,
+    save_state,
+    tidy,
+)
 from pipeline.cluster import run_config, scaling, set_threads
-from pipeline.errors import ClusterError, PipelineError, TrainingError
-from pipeline.loop import Metrics, Phase, Team
+from pipeline.errors import ClusterError, PipelineError, StoppedError, TrainingError
+from pipeline.loop import Phase, Team, Wish
 from pipeline.recipe import Recipe
 from pipeline.sampler import steps_per_epoch
 from pipeline.shards import Shards
-from pipeline.specs import PhaseSpec
+from pipeline.specs import PhaseSpec, Stride
 from pipeline.store import Store
-from pipeline.surgery import require_receipt, start_net
+from pipeline.surgery import blueprint, require_receipt, start_net
 from pipeline.telemetry import Sink, Watcher
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 5.0
+"""How often a training asks Ray whether one of its nodes is about to be taken away."""
 
 
 @dataclass(frozen=True)
@@ -49,38 +72,69 @@ class TrainedNet(BaseModel):
 
     folder: Path
     steps: int
-    metrics: dict[str, float]
+    metrics: Metrics
     """Of the validation at which the net was the best."""
 
 
 class RayKeeper:
-    """Checkpoints through Ray Train: rank 0 writes, all wait until Ray has committed."""
+    """Checkpoints through Ray Train: rank 0 writes, Ray carries them to the store meanwhile."""
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
+    def __init__(self, rank: int, run: Path, telemetry: Any) -> None:  # noqa: ANN401 - Ray's handle
+        self.rank, self.run, self.telemetry = rank, run, telemetry
+        self._asked = telemetry.wanted.remote() if rank == 0 else None
+        self._looked = time.monotonic()
+        self._heeded: Any = None
 
     def restore(self, net: FCN, optimizer: Optimizer) -> Cursor:
-        """From the newest checkpoint that Ray has committed."""
-        checkpoint = train.get_checkpoint()
-        if checkpoint is None:
-            return Cursor()
-        with checkpoint.as_directory() as folder:
-            return load_state(Path(folder), net, optimizer)
+        """From the newest checkpoint that is sound; rank 0 looks, so that all take the same."""
+        found, complaints = newest(self.run) if self.rank == 0 else (None, [])
+        for complaint in complaints:
+            self.telemetry.say.remote(complaint)
+        name = broadcast_from_rank_zero(found and found.name)
+        return load_state(self.run / name, net, optimizer) if name else Cursor()
 
-    def save(self, net: FCN, optimizer: Optimizer, cursor: Cursor, metrics: Metrics) -> None:
-        """Report a checkpoint; a report that returned is not yet committed, so ask."""
-        scores = {**metrics, "step": float(cursor.step)}
-        with tempfile.TemporaryDirectory() as scratch:
-            checkpoint = None
-            if self.rank == 0:
-                save_state(Path(scratch), net, optimizer, cursor)
-                checkpoint = Checkpoint.from_directory(scratch)
-            train.report(scores, checkpoint=checkpoint)
+    def save(self, net: FCN, optimizer: Optimizer, cursor: Cursor) -> None:
+        """Write it here; Ray copies it to the store while training goes on, one at a time."""
+        checkpoint = None
+        if self.rank == 0:
             train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+            scratch = tempfile.mkdtemp(prefix="fcn-checkpoint-")
+            save_state(Path(scratch), net, optimizer, cursor)
+            checkpoint = Checkpoint.from_directory(scratch)
+        train.report(
+            {"step": float(cursor.step)},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        )
+
+    def noticed(self) -> bool:
+        """The driver wants to leave, or it is time to look whether a node is about to go."""
+        if self._asked is None:
+            return False
+        if time.monotonic() - self._looked > LOOK_EVERY_S:
+            return True
+        done, _ = ray.wait([self._asked], timeout=0)
+        if done and not (wanted := ray.get(self._asked)):
+            self._asked = self.telemetry.wanted.remote()
+        return bool(done and wanted)
+
+    def wish(self) -> Wish:
+        """Leave if the driver says so; save, once, if a node has been given notice."""
+        self._looked = time.monotonic()
+        leave = broadcast_from_rank_zero(
+            ray.get(self.telemetry.wanted.remote()) if self.rank == 0 else None
+        )
+        if leave:
+            return "leave"
+        notice = train.get_preemption_info()
+        if notice == self._heeded:
+            return "go on"
+        self._heeded = notice
+        return "save" if notice else "go on"
 
 
-def train_worker(config: dict[str, Any]) -> Metrics | str:
-    """What Ray starts on each device; returns the last metrics, or why training cannot go on."""
+def train_worker(config: dict[str, Any]) -> int | str:
+    """What Ray starts on each device; returns the steps done, or why training cannot go on."""
     recipe = Recipe.model_validate(config["recipe"])
     context = train.get_context()
     set_threads(recipe.cluster.cpus_per_worker)
@@ -94,10 +148,10 @@ def train_worker(config: dict[str, Any]) -> Metrics | str:
         val=Shards(config["val"]),
         team=Team(context.get_world_rank(), context.get_world_size(), get_device()),
         num_loaders=recipe.cluster.loader_workers,
-        emit=lambda step, metrics: telemetry.push.remote(step, metrics),
+        emit=lambda rows: telemetry.push.remote(rows),
     )
     try:
-        return phase.run(RayKeeper(phase.team.rank))
+        return phase.run(RayKeeper(phase.team.rank, config["run"], telemetry)).step
     except TrainingError as error:
         # Raised by all workers at the same step, and again if Ray tried again: so no failure to Ray.
         return str(error)
@@ -112,10 +166,14 @@ def run(
         WeightsError: the start has no receipt that matches it.
         TrainingError: the loss is not finite.
         ClusterError: workers were lost more often than cluster.max_failures allows.
+        StoppedError: SIGTERM came; what was done is in a checkpoint.
     """
     if job.receipt is not None:
         require_receipt(job.receipt)
     steps = job.phase.epochs * steps_per_epoch(job.num_train, recipe.finetune.global_batch)
+    folder = store.folder("runs", recipe.name) / key
+    for complaint in tidy(folder):
+        log.warning("%s", complaint)
     watcher = Watcher(f"FCN-{job.phase.stride}s", steps, sink)
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # what it returns is result.return_value
@@ -126,16 +184,20 @@ def run(
             "train": job.train,
             "val": job.val,
             "telemetry": watcher.telemetry,
+            "run": folder,
         },
         scaling_config=scaling(recipe.cluster),
-        run_config=run_config(recipe.cluster, store.root / "runs" / recipe.name, key),
+        run_config=run_config(recipe.cluster, folder, KEPT),
     )
-    with watcher:
-        result = _fit(trainer)
-    if isinstance(result.return_value, str):
-        raise TrainingError(result.return_value)
-    best, metrics = max(result.best_checkpoints or [], key=lambda pair: pair[1]["val/mean_iu"])
-    return _publish(recipe, store, key, best, metrics)
+    with watcher, _checkpoint_on_sigterm(watcher):
+        done = _fit(trainer).return_value
+    if isinstance(done, str):
+        raise TrainingError(done)
+    if done < steps:
+        raise StoppedError(
+            f"stopped after step {done} of {steps}, which is in a checkpoint; the same command goes on"
+        )
+    return _publish(recipe, store, key, job.phase.stride, folder)
 
 
 def _fit(trainer: TorchTrainer) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
@@ -150,19 +212,35 @@ def _fit(trainer: TorchTrainer) -> Any:  # noqa: ANN401 - its types are those of
         raise ClusterError(f"Ray could not train: {error}") from error
 
 
-def _publish(
-    recipe: Recipe, store: Store, key: str, best: Checkpoint, metrics: dict[str, Any]
-) -> TrainedNet:
-    """The best checkpoint's net, with its classes, apart from what training needs."""
-    trained = TrainedNet(
-        folder=store.folder("nets", key),
-        steps=int(metrics["step"]),
-        metrics={k: float(v) for k, v in metrics.items() if k.startswith("val/")},
-    )
+@contextmanager
+def _checkpoint_on_sigterm(watcher: Watcher) -> Iterator[None]:
+    """A machine to be taken away and `ray job stop` send SIGTERM; a second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        watcher.leave()
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _publish(recipe: Recipe, store: Store, key: str, stride: Stride, run: Path) -> TrainedNet:
+    """The best net, with its classes and the history of its training, apart from what training needs."""
+    last, _ = newest(run)
+    assert last is not None
+    best = read_best(last)
+    assert best is not None
+    trained = TrainedNet(folder=store.folder("nets", key), steps=best.step, metrics=best.metrics)
     manifest = trained.model_dump(mode="json")
-    with store.publish("nets", key, manifest) as draft, best.as_directory() as source:
-        shutil.copy(Path(source) / NET, draft / NET)
-        about = json.loads((Path(source) / ABOUT).read_text())
-        about |= {"classes": asdict(recipe.data.class_table()), "recipe": recipe.name}
-        (draft / ABOUT).write_text(json.dumps(about, indent=1))
+    with store.publish("nets", key, manifest) as draft:
+        net = FCN(blueprint(recipe, stride))
+        net.load_state_dict(best.weights)
+        save_net(draft, net, classes=asdict(recipe.data.class_table()), recipe=recipe.name)
+        shutil.copy(last / HISTORY, draft / HISTORY)
     return trained

@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 from torch.optim import SGD, AdamW, Optimizer
 
 from fcn.losses import count_valid, cross_entropy_sum
@@ -25,14 +26,14 @@ from fcn.metrics import Confusion
 from fcn.nets import FCN
 from fcn.normalise import MicroStatistics, set_batch_norm
 from fcn.optim import freeze_trunk, lr_factor, parameter_groups
-from pipeline.checkpoints import Cursor
+from pipeline.checkpoints import Best, Cursor, Metrics, Row
 from pipeline.errors import TrainingError
 from pipeline.feed import MicroBatch, TrainSet, eval_feed, train_feed
 from pipeline.sampler import Plan, share
 from pipeline.shards import Shards
 from pipeline.specs import FinetuneSpec, OptimizerSpec, PhaseSpec
 
-Metrics = dict[str, float]
+Wish = Literal["go on", "save", "leave"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,30 @@ class Team:
 
 
 class Keeper(Protocol):
-    """Where checkpoints go and come from."""
+    """Where checkpoints go and come from, and who may ask for one."""
 
     def restore(self, net: FCN, optimizer: Optimizer) -> Cursor:
         """Put the newest checkpoint in place; the cursor says where to go on, at 0 if there is none."""
 
-    def save(self, net: FCN, optimizer: Optimizer, cursor: Cursor, metrics: Metrics) -> None:
+    def save(self, net: FCN, optimizer: Optimizer, cursor: Cursor) -> None:
         """Keep a checkpoint; all workers call it, one writes."""
+
+    def noticed(self) -> bool:
+        """Whether somebody may want something; asked at every step, so it takes no time."""
+
+    def wish(self) -> Wish:
+        """What is wanted; called by all workers together once any of them noticed something."""
+
+
+class Taken(NamedTuple):
+    """What a step tells."""
+
+    loss: float
+    """Per valid pixel of the whole global batch, in nats."""
+    grad_norm: float
+    images: int
+    noticed: bool
+    """By any worker."""
 
 
 @dataclass
@@ -96,14 +114,15 @@ class Stepper:
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
                 self.ddp = DistributedDataParallel(self.net, broadcast_buffers=False)
 
-    def step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, int]:
+    def step(self, micro_batches: Sequence[MicroBatch], *, noticed: bool = False) -> Taken:
         """One optimiser step on this worker's micro-batches of a global batch.
 
-        Returns the loss per valid pixel of the whole global batch, in nats, and its images.
+        Raises:
+            TrainingError: loss or gradient is not finite; the step is not taken.
         """
         batches = [m.to(self.team.device, self.memory_format) for m in micro_batches]
         real = [b for b in batches if not b.void]
-        valid, images, units = self._count(real)
+        valid, images, units, notices = self._count(real, noticed)
         if self.statistics:
             self.statistics.begin()
         total = torch.zeros((), dtype=torch.float64, device=self.team.device)
@@ -117,22 +136,29 @@ class Stepper:
         if self.statistics:
             self.statistics.finish(self.team.sum(self.statistics.weighted(len(real))), units)
         mean_loss = float(self.team.sum(total)) / max(valid, 1)
-        if not math.isfinite(mean_loss):
+        grad_norm = float(
+            get_total_norm(p.grad for p in self.net.parameters() if p.grad is not None)
+        )
+        if not math.isfinite(mean_loss + grad_norm):
             names = self.team.gather([name for batch in real for name in batch.ids])
+            what = "gradient" if math.isfinite(mean_loss) else "loss"
+            value = grad_norm if math.isfinite(mean_loss) else mean_loss
             raise TrainingError(
-                f"the loss became {mean_loss} at step {batches[0].step + 1}, on {', '.join(names)}; "
+                f"the {what} became {value} at step {batches[0].step + 1}, on {', '.join(names)}; "
                 "that step was not taken and nothing was saved since the last checkpoint. A lower "
                 "finetune.optimizer.lr or a longer finetune.schedule.warmup_steps is the usual remedy"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return mean_loss, images
+        return Taken(mean_loss, grad_norm, images, notices > 0)
 
-    def _count(self, real: Sequence[MicroBatch]) -> tuple[int, int, int]:
-        """Valid pixels, images and micro-batches of the whole global batch."""
-        mine = [(count_valid(b.label), len(b.label), 1) for b in real] or [(0, 0, 0)]
-        totals = self.team.sum(torch.tensor(mine, device=self.team.device).sum(0)).tolist()
-        return totals[0], totals[1], totals[2]
+    def _count(self, real: Sequence[MicroBatch], noticed: bool) -> list[int]:
+        """Valid pixels, images and micro-batches of the whole global batch; workers with a notice."""
+        mine = torch.zeros(4, dtype=torch.int64)
+        for batch in real:
+            mine[:3] += torch.tensor([count_valid(batch.label), len(batch.label), 1])
+        mine[3] = int(noticed)
+        return self.team.sum(mine.to(self.team.device)).tolist()
 
     def _sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged once a step, after the last micro-batch."""
@@ -201,14 +227,11 @@ class Phase:
     val: Shards
     team: Team = field(default_factory=Team)
     num_loaders: int = 0
-    emit: Callable[[int, Metrics], None] = lambda step, metrics: None
-    """Called on rank 0 after each step and validation; after a resume also for those before it."""
+    emit: Callable[[list[Row]], None] = lambda rows: None
+    """Called on rank 0 after each step and validation; after a resume also with all that went before."""
 
-    def __post_init__(self) -> None:
-        self._history: list[tuple[int, Metrics]] = []
-
-    def run(self, keeper: Keeper) -> Metrics:
-        """Train to the end; returns the last validation's metrics."""
+    def run(self, keeper: Keeper) -> Cursor:
+        """Train to the end, or until asked to leave; the cursor says how far it came."""
         if self.spec.trainable == "head":
             freeze_trunk(self.net)
         optimizer = build_optimizer(
@@ -216,9 +239,10 @@ class Phase:
         )
         stepper = Stepper(self.net, optimizer, self.team, self.spec)
         cursor = keeper.restore(self.net, optimizer)
-        step = cursor.step
-        for told in cursor.history:
-            self._emit(*told)
+        if self.team.rank == 0:
+            self.emit(cursor.history.rows())
+        else:
+            cursor.best = None  # rank 0 keeps it
         plan = Plan(
             num_samples=len(self.train),
             global_batch=self.spec.global_batch,
@@ -226,25 +250,28 @@ class Phase:
             epochs=self.phase.epochs,
             seed=self.seed,
         )
-        metrics: Metrics = {}
         began = time.perf_counter()
-        for micro_batches in self._feed(plan, step):
-            factor = self._set_lr(optimizer, step, plan.num_steps)
-            loss, images = stepper.step(micro_batches)
-            step += 1
+        for micro_batches in self._feed(plan, cursor.step):
+            factor = self._set_lr(optimizer, cursor.step, plan.num_steps)
+            taken = stepper.step(micro_batches, noticed=keeper.noticed())
+            cursor.step += 1
             now = time.perf_counter()
-            self._emit(
-                step,
+            self._tell(
+                cursor,
                 {
-                    "train/loss": loss,
+                    "train/loss": taken.loss,
+                    "train/grad_norm": taken.grad_norm,
                     "train/lr": self.spec.optimizer.lr * self.phase.lr_mult * factor,
-                    "perf/images_per_s": images / (now - began),
-                    "perf/epoch": step / plan.steps_per_epoch,
+                    "perf/images_per_s": taken.images / (now - began),
+                    "perf/epoch": cursor.step / plan.steps_per_epoch,
                 },
             )
-            metrics = self._keep(step, plan, optimizer, keeper, metrics)
+            wish = keeper.wish() if taken.noticed else "go on"
+            self._keep(cursor, plan, optimizer, keeper, wish)
+            if wish == "leave":
+                break
             began = time.perf_counter()
-        return metrics
+        return cursor
 
     def _feed(self, plan: Plan, first_step: int) -> Iterator[list[MicroBatch]]:
         dataset = TrainSet(self.train, self.spec.augment, self.seed)
@@ -266,30 +293,48 @@ class Phase:
         return factor
 
     def _keep(
-        self,
-        step: int,
-        plan: Plan,
-        optimizer: Optimizer,
-        keeper: Keeper,
-        metrics: Metrics,
-    ) -> Metrics:
+        self, cursor: Cursor, plan: Plan, optimizer: Optimizer, keeper: Keeper, wish: Wish
+    ) -> None:
         """Validate and save where the recipe says so; the last step always does."""
-        epoch, within = divmod(step, plan.steps_per_epoch)
+        epoch, within = divmod(cursor.step, plan.steps_per_epoch)
+        due = within == 0 and epoch % self.spec.validate_every_epochs == 0
+        validate = due or cursor.step == plan.num_steps
+        if validate:
+            self._validate(cursor)
         every = self.spec.checkpoint_every_steps
-        if step == plan.num_steps or (within == 0 and epoch % self.spec.validate_every_epochs == 0):
-            confusion = evaluate_split(
-                self.net, self.val, self.team, self.spec.micro_batch, self.num_loaders
-            )
-            scores = confusion.scores().summary()
-            metrics = {f"val/{name}": value for name, value in scores.items()}
-            self._emit(step, metrics)
-            keeper.save(self.net, optimizer, Cursor(step, tuple(self._history)), metrics)
-        elif every and step % every == 0:
-            cursor = Cursor(step, tuple(self._history))
-            keeper.save(self.net, optimizer, cursor, {"val/mean_iu": -1.0})
-        return metrics
+        if validate or wish != "go on" or (every and cursor.step % every == 0):
+            require_finite(self.net, cursor.step)
+            keeper.save(self.net, optimizer, cursor)
 
-    def _emit(self, step: int, metrics: Metrics) -> None:
+    def _validate(self, cursor: Cursor) -> None:
+        confusion = evaluate_split(
+            self.net, self.val, self.team, self.spec.micro_batch, self.num_loaders
+        )
+        scores = confusion.scores().summary()
+        metrics = {f"val/{name}": value for name, value in scores.items()}
+        self._tell(cursor, metrics)
+        if self.team.rank == 0 and cursor.beaten_by(metrics):
+            copied = {
+                k: v.detach().to("cpu", copy=True).contiguous()
+                for k, v in self.net.state_dict().items()
+            }
+            cursor.best = Best(cursor.step, metrics, copied)
+
+    def _tell(self, cursor: Cursor, metrics: Metrics) -> None:
         if self.team.rank == 0:
-            self._history.append((step, metrics))
-            self.emit(step, metrics)
+            cursor.history.add(cursor.step, metrics)
+            self.emit([(cursor.step, metrics)])
+
+
+def require_finite(net: nn.Module, step: int) -> None:
+    """No checkpoint with weights that are no numbers: nothing could go on from it.
+
+    Raises:
+        TrainingError: an update overflowed.
+    """
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise TrainingError(
+                f"{name} is not finite after step {step}, so no checkpoint was written; a lower "
+                "finetune.optimizer.lr is the usual remedy"
+            )

@@ -36,7 +36,8 @@ def _needs(flow: Flow, step: Step) -> str:
         return ""
     cluster, tune = recipe.cluster, recipe.finetune
     device = "GPU" if cluster.use_gpu else f"{cluster.cpus_per_worker:g} CPU"
-    words = [f"{cluster.num_workers} workers x {device}", f"{step.phase.epochs} epochs"]
+    number = "-".join(map(str, sorted({cluster.min_workers, cluster.max_workers})))
+    words = [f"{number} workers x {device}", f"{step.phase.epochs} epochs"]
     if data:
         steps = step.phase.epochs * steps_per_epoch(data["train"], tune.global_batch)
         words.append(f"{steps} steps of {tune.global_batch} images")

@@ -51,9 +51,9 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
         tune = self.finetune
-        if self.cluster.num_workers > tune.num_micro_batches:
+        if self.cluster.max_workers > tune.num_micro_batches:
             raise ValueError(
-                f"cluster.num_workers={self.cluster.num_workers} but finetune.global_batch="
+                f"cluster.num_workers={self.cluster.max_workers} but finetune.global_batch="
                 f"{tune.global_batch} / micro_batch={tune.micro_batch} gives {tune.num_micro_batches} "
                 f"micro-batches to share; use at most {tune.num_micro_batches} workers or a smaller "
                 "micro_batch"

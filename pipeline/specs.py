@@ -275,13 +275,33 @@ class ClusterSpec(Spec):
 
     address: str | None = None
     """Of a running Ray; without one, the Ray that RAY_ADDRESS names or a local one."""
-    num_workers: Positive = 2
+    num_workers: Positive | tuple[Positive, Positive] = 2
+    """A number, or [min, max]: then the run goes on with fewer when a node is lost and grows again."""
+    resize_every_s: PositiveFloat = 60.0
+    """How often an elastic run looks whether there is room to grow."""
     use_gpu: bool = False
     cpus_per_worker: PositiveFloat = 1.0
     loader_workers: Count = 0
     """Processes that decode and augment, for each worker; 0 does it in the worker itself."""
     max_failures: Count = 2
     """Restarts from the last checkpoint before the run gives up."""
+
+    @field_validator("num_workers")
+    @classmethod
+    def _ordered(cls, number: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(number, tuple) and number[0] > number[1]:
+            raise ValueError(f"num_workers={list(number)} is upside down; write [min, max]")
+        return number
+
+    @property
+    def min_workers(self) -> int:
+        """Without which nothing starts."""
+        return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        """As many as there ever are."""
+        return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
 
 class TrackingSpec(Spec):

@@ -34,15 +34,29 @@ class Telemetry:
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
+        self._said: list[str] = []
+        self._leave = False
 
-    def push(self, step: int, metrics: dict[str, float]) -> None:
+    def push(self, rows: list[Row]) -> None:
         """From the worker; not waited for."""
-        self._rows.append((step, metrics))
+        self._rows += rows
 
-    def drain(self) -> list[Row]:
+    def say(self, text: str) -> None:
+        """From a worker: what the user should read."""
+        self._said.append(text)
+
+    def drain(self) -> tuple[list[Row], list[str]]:
         """To the driver: what came since the last call."""
-        rows, self._rows = self._rows, []
-        return rows
+        rows, self._rows, said, self._said = self._rows, [], self._said, []
+        return rows, said
+
+    def leave(self) -> None:
+        """From the driver: the workers are to save and leave."""
+        self._leave = True
+
+    def wanted(self) -> bool:
+        """To the workers: whether they are to leave."""
+        return self._leave
 
 
 class Watcher:
@@ -52,7 +66,7 @@ class Watcher:
         self.name, self.num_steps, self.sink = name, num_steps, sink
         self.telemetry = Telemetry.remote()  # type: ignore[attr-defined]
         self._shown: dict[str, float] = {}
-        self._done = threading.Event()
+        self._done, self._leaving = threading.Event(), threading.Event()
         self._unsent: list[Row] = []
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._carry, name="telemetry", daemon=True)
@@ -69,6 +83,10 @@ class Watcher:
         if self._failure and error is None:
             raise self._failure
 
+    def leave(self) -> None:
+        """Let the workers save and leave. May be called in a signal handler."""
+        self._leaving.set()
+
     def _carry(self) -> None:
         try:
             with progress_bar() as progress:
@@ -77,7 +95,11 @@ class Watcher:
                 last = False
                 while not last:
                     last = self._done.wait(POLL_S)
-                    rows: list[Row] = ray.get(self.telemetry.drain.remote())
+                    if self._leaving.is_set():
+                        self.telemetry.leave.remote()
+                    rows, texts = ray.get(self.telemetry.drain.remote())
+                    for text in texts:
+                        log.warning("%s", text)
                     for step, metrics in rows:
                         self._shown |= metrics
                         progress.update(bar, completed=step, note=self._note())

@@ -1,15 +1,18 @@
 """The step is the same whoever computes it, and a run goes on where it stood."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fcn.nets import FCN, Blueprint
-from pipeline.checkpoints import Cursor, load_state, save_state
+from pipeline.checkpoints import OPTIMIZER, Cursor, load_state, newest, read_best, save_state
 from pipeline.errors import TrainingError
 from pipeline.loop import Phase, Team, evaluate_split
 from pipeline.shards import Shards
@@ -20,23 +23,35 @@ from tests.conftest import tiny
 class FolderKeeper:
     """Checkpoints in a folder; may stop the run after one, as a kill would."""
 
-    def __init__(self, folder: Path, die_at: int | None = None) -> None:
-        self.folder, self.die_at, self.saved = folder, die_at, []
+    def __init__(
+        self, folder: Path, die_at: int | None = None, leave_at: int | None = None
+    ) -> None:
+        self.folder, self.die_at, self.leave_at, self.saved = folder, die_at, leave_at, []
+        self.asked = 0
 
     def restore(self, net, optimizer):
-        found = sorted(self.folder.glob("step-*"))
-        return load_state(found[-1], net, optimizer) if found else Cursor()
+        found, _ = newest(self.folder)
+        return load_state(found, net, optimizer) if found else Cursor()
 
-    def save(self, net, optimizer, cursor, metrics) -> None:
-        self.saved.append((cursor.step, metrics))
-        save_state(self.folder / f"step-{cursor.step:04d}", net, optimizer, cursor)
+    def save(self, net, optimizer, cursor) -> None:
+        self.saved.append(cursor.step)
+        folder = self.folder / f"checkpoint_{cursor.step:04d}"
+        folder.mkdir(parents=True)
+        save_state(folder, net, optimizer, cursor)
         if cursor.step == self.die_at:
             raise KeyboardInterrupt
 
+    def noticed(self) -> bool:
+        self.asked += 1
+        return self.asked == self.leave_at
 
-def phase(shards, *overrides, team=None, double=False, emit=None) -> Phase:
+    def wish(self):
+        return "leave"
+
+
+def phase(shards, *overrides, team=None, double=False, emit=None, epochs=2) -> Phase:
     """A phase over a net with dropout; frozen batch normalisation unless overridden."""
-    recipe = tiny("finetune.epochs=2", "finetune.checkpoint_every_steps=2", *overrides)
+    recipe = tiny("finetune.checkpoint_every_steps=2", *overrides)
     torch.manual_seed(0)
     net = FCN(Blueprint(recipe.net.backbone, 5, 8))
     for score in net.score.values():
@@ -44,12 +59,12 @@ def phase(shards, *overrides, team=None, double=False, emit=None) -> Phase:
     return Phase(
         net=net.double() if double else net,
         spec=recipe.finetune,
-        phase=PhaseSpec(stride=8, epochs=2),
+        phase=PhaseSpec(stride=8, epochs=epochs),
         seed=0,
         train=shards["train"],
         val=shards["val"],
         team=team or Team(),
-        emit=emit or (lambda step, metrics: None),
+        emit=emit or (lambda rows: None),
     )
 
 
@@ -65,71 +80,155 @@ def largest_difference(a, b) -> float:
     )
 
 
+def optimizer_state(folder: Path) -> dict:
+    return torch.load(newest(folder)[0] / OPTIMIZER, weights_only=True)["state"]
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_a_run_stopped_at_a_checkpoint_ends_with_the_same_bits(tiny_shards, tmp_path, kind) -> None:
     chosen = (f"finetune.optimizer.kind={kind}", "finetune.batch_norm=micro")
     whole = phase(tiny_shards, *chosen)
     keeper = FolderKeeper(tmp_path / "whole")
     whole.run(keeper)
-    assert [step for step, _ in keeper.saved] == [2, 3, 4, 6]  # 3 steps an epoch, every second step
+    assert keeper.saved == [2, 3, 4, 6]  # 3 steps an epoch, every second step
     for stop in (2, 3):  # in the middle of an epoch and at its end
         folder = tmp_path / f"stopped-{stop}"
         with pytest.raises(KeyboardInterrupt):
             phase(tiny_shards, *chosen).run(FolderKeeper(folder, die_at=stop))
         told = []
-        resumed = phase(tiny_shards, *chosen, emit=lambda step, _, told=told: told.append(step))
+        resumed = phase(tiny_shards, *chosen, emit=told.extend)
         resumed.run(FolderKeeper(folder))
-        assert sorted({*told}) == [1, 2, 3, 4, 5, 6]
+        assert [step for step, metrics in told if "train/loss" in metrics] == [1, 2, 3, 4, 5, 6]
         assert largest_difference(weights(whole.net), weights(resumed.net)) == 0
+        moments = [optimizer_state(f) for f in (tmp_path / "whole", folder)]
+        for name, state in moments[0].items():
+            assert all(torch.equal(state[key], moments[1][name][key]) for key in state)
+
+
+@given(micro_batches=st.integers(min_value=1, max_value=22))
+@settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_run_killed_inside_any_micro_batch_ends_with_the_same_bits(
+    tiny_shards, tmp_path_factory, micro_batches
+) -> None:
+    """Between checkpoints, in the middle of a step's accumulation, wherever it happens to be."""
+    folder = tmp_path_factory.mktemp("killed")
+    killed, left = phase(tiny_shards, "finetune.optimizer.kind=sgd"), micro_batches
+
+    def count_down(*_) -> None:
+        nonlocal left
+        left -= torch.is_grad_enabled()
+        if not left:
+            raise KeyboardInterrupt
+
+    killed.net.register_forward_hook(count_down)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(FolderKeeper(folder))
+    resumed = phase(tiny_shards, "finetune.optimizer.kind=sgd")
+    resumed.run(FolderKeeper(folder))
+    if "whole" not in WHOLE:
+        WHOLE["whole"] = phase(tiny_shards, "finetune.optimizer.kind=sgd")
+        WHOLE["whole"].run(FolderKeeper(tmp_path_factory.mktemp("whole")))
+    assert largest_difference(weights(WHOLE["whole"].net), weights(resumed.net)) == 0
+
+
+WHOLE: dict[str, Phase] = {}
+
+
+def test_a_run_asked_to_leave_saves_where_it_stands_and_goes_on_there(
+    tiny_shards, tmp_path
+) -> None:
+    keeper = FolderKeeper(tmp_path, leave_at=5)
+    assert phase(tiny_shards).run(keeper).step == 5
+    assert keeper.saved == [2, 3, 4, 5]
+    resumed, whole = phase(tiny_shards), phase(tiny_shards)
+    assert resumed.run(FolderKeeper(tmp_path)).step == 6
+    whole.run(FolderKeeper(tmp_path / "whole"))
+    assert largest_difference(weights(whole.net), weights(resumed.net)) == 0
 
 
 def test_a_finished_run_started_again_does_nothing(tiny_shards, tmp_path) -> None:
     phase(tiny_shards).run(FolderKeeper(tmp_path))
-    rows = []
-    again = phase(tiny_shards, emit=lambda step, metrics: rows.append(step))
-    assert again.run(FolderKeeper(tmp_path)) == {}
-    assert rows == [1, 2, 3, 3, 4, 5, 6, 6]  # what was told before, in case it did not arrive
+    rows, keeper = [], FolderKeeper(tmp_path)
+    assert phase(tiny_shards, emit=rows.extend).run(keeper).step == 6
+    assert keeper.saved == []
+    assert [step for step, _ in rows] == [1, 2, 3, 4, 5, 6]  # what may not have arrived before
 
 
-def _one_of_several(rank: int, world_size: int, files: dict, folder: str, overrides: tuple) -> None:
+def test_the_best_net_is_kept_however_training_ends(tiny_shards, tmp_path) -> None:
+    """Also across a resume, and although the checkpoint in which it was the newest is gone."""
+    scores = {}
+
+    def watch(rows) -> None:
+        scores.update({step: m["val/mean_iu"] for step, m in rows if "val/mean_iu" in m})
+
+    spoilt = ("finetune.optimizer.lr=0.01",)
+    with pytest.raises(KeyboardInterrupt):
+        phase(tiny_shards, *spoilt, epochs=4).run(FolderKeeper(tmp_path, die_at=8))
+    shutil.rmtree(tmp_path / "checkpoint_0003")
+    work = phase(tiny_shards, *spoilt, epochs=4, emit=watch)
+    work.run(FolderKeeper(tmp_path))
+    best = read_best(newest(tmp_path)[0])
+    assert list(scores) == [3, 6, 9, 12]
+    assert best.metrics["val/mean_iu"] == max(scores.values())
+    assert best.step == max(scores, key=scores.get)
+    work.net.load_state_dict(best.weights)
+    again = evaluate_split(work.net, tiny_shards["val"], Team(), 2, 0).scores().summary()
+    assert again["mean_iu"] == best.metrics["val/mean_iu"]
+
+
+def _one_of_several(
+    rank: int,
+    world_size: int,
+    files: dict,
+    folder: str,
+    double: bool,
+    epochs: int,
+    overrides: tuple,
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
     )
     shards = {split: Shards(paths) for split, paths in files.items()}
-    work = phase(shards, *overrides, team=Team(rank, world_size), double=True)
-    metrics = work.run(FolderKeeper(Path(folder) / f"rank-{rank}"))
-    confusion = evaluate_split(work.net, shards["test"], work.team, 2, 0)
-    torch.save((weights(work.net), metrics, confusion.counts), f"{folder}/{rank}.pt")
+    team = Team(rank, world_size)
+    work = phase(shards, *overrides, team=team, double=double, epochs=epochs)
+    work.run(FolderKeeper(Path(folder) / f"rank-{rank}"))
+    counts = [evaluate_split(work.net, shards[s], work.team, 2, 0).counts for s in ("val", "test")]
+    torch.save((weights(work.net), counts), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("world_size", "overrides", "tolerance"),
+    ("world_size", "double", "epochs", "overrides", "tolerance"),
     [
-        (2, ("finetune.optimizer.kind=adamw",), 1e-10),
-        # 4 micro-batches, 3 in the last step, by 3: uneven shares. Normalising the few values of a
-        # coarse map divides by small deviations, which magnifies the rounding of the sums.
-        (3, ("finetune.optimizer.kind=sgd", "finetune.batch_norm=micro"), 1e-8),
+        (2, True, 7, ("finetune.optimizer.kind=adamw",), 1e-10),
+        # 4 micro-batches by 3 workers, 3 in the last step of an epoch: uneven shares
+        (3, True, 7, ("finetune.optimizer.kind=sgd", "finetune.optimizer.lr=0.01"), 1e-10),
+        (2, False, 7, ("finetune.optimizer.kind=sgd", "finetune.optimizer.lr=0.01"), 1e-4),
+        # 3 micro-batches by 4 workers: one holds a filler. Normalising the few values of a coarse map
+        # divides by small deviations, which magnifies rounding at each step.
+        (4, True, 2, ("finetune.optimizer.kind=sgd", "finetune.batch_norm=micro"), 1e-8),
     ],
 )
 def test_several_workers_compute_what_one_computes(
-    tiny_shards, tmp_path, world_size, overrides, tolerance
+    tiny_shards, tmp_path, world_size, double, epochs, overrides, tolerance
 ) -> None:
-    """The whole chain: order, augmentation, dropout, uneven void, a short last batch; float64."""
-    alone = phase(tiny_shards, *overrides, double=True)
-    metrics = alone.run(FolderKeeper(tmp_path / "alone"))
+    """The whole chain: order, augmentation, dropout, uneven void, short last batches."""
+    chosen = (*overrides, "finetune.augment.crop_px=[32, 32]", "finetune.validate_every_epochs=4")
+    alone = phase(tiny_shards, *chosen, double=double, epochs=epochs)
+    assert alone.run(FolderKeeper(tmp_path / "alone")).step == 3 * epochs
     files = {split: shards.files for split, shards in tiny_shards.items()}
-    mp.spawn(
-        _one_of_several, (world_size, files, str(tmp_path), overrides), nprocs=world_size, join=True
-    )
-    together = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(world_size)]
-    for state, theirs, counts in together:
+    work = (world_size, files, str(tmp_path), double, epochs, chosen)
+    mp.spawn(_one_of_several, work, nprocs=world_size, join=True)
+    splits = [
+        evaluate_split(alone.net, tiny_shards[s], Team(), 2, 0).counts for s in ("val", "test")
+    ]
+    for rank in range(world_size):
+        state, counts = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert largest_difference(weights(alone.net), state) < tolerance
-        assert theirs == pytest.approx(metrics)
-        assert torch.equal(
-            counts, evaluate_split(alone.net, tiny_shards["test"], Team(), 2, 0).counts
-        )
+        assert all(map(torch.equal, counts, splits))
 
 
 def test_micro_batches_add_up_to_the_global_batch(tiny_shards, tmp_path) -> None:
@@ -149,8 +248,7 @@ def test_micro_batches_add_up_to_the_global_batch(tiny_shards, tmp_path) -> None
 
 def test_metrics_are_told_for_every_step_and_are_plain_numbers(tiny_shards, tmp_path) -> None:
     rows = []
-    work = phase(tiny_shards, emit=lambda step, metrics: rows.append((step, metrics)))
-    work.run(FolderKeeper(tmp_path))
+    phase(tiny_shards, emit=rows.extend).run(FolderKeeper(tmp_path))
     losses = {step: m["train/loss"] for step, m in rows if "train/loss" in m}
     assert list(losses) == [1, 2, 3, 4, 5, 6]
     validated = {step: m["val/mean_iu"] for step, m in rows if "val/mean_iu" in m}
@@ -204,6 +302,6 @@ def test_every_backbone_trains_a_step(tiny_shards, tmp_path, backbone) -> None:
     work = Phase(
         net, recipe.finetune, PhaseSpec(stride=8, epochs=2), 0, train["train"], train["val"]
     )
-    metrics = work.run(FolderKeeper(tmp_path))
-    assert 0 <= metrics["val/mean_iu"] <= 1
+    best = work.run(FolderKeeper(tmp_path)).best
+    assert 0 <= best.metrics["val/mean_iu"] <= 1
     assert not torch.equal(first, before)

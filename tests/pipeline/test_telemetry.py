@@ -24,7 +24,7 @@ def test_rows_wait_for_a_sink_that_is_away() -> None:
 
     with Watcher("FCN-8s", 5, sink) as watcher:
         for step in range(1, 6):
-            ray.get(watcher.telemetry.push.remote(step, {"train/loss": float(step)}))
+            ray.get(watcher.telemetry.push.remote([(step, {"train/loss": float(step)})]))
             time.sleep(0.4)
     assert [step for step, _ in took] == [1, 2, 3, 4, 5]
 
@@ -34,7 +34,7 @@ def test_a_sink_that_stays_away_is_told_at_the_end() -> None:
         raise TrackingError("gone")
 
     with pytest.raises(TrackingError, match="gone"), Watcher("FCN-8s", 1, sink) as watcher:
-        ray.get(watcher.telemetry.push.remote(1, {"train/loss": 1.0}))
+        ray.get(watcher.telemetry.push.remote([(1, {"train/loss": 1.0})]))
 
 
 def test_an_error_of_the_block_is_not_hidden() -> None:
