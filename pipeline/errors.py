@@ -6,7 +6,8 @@
     ├── WeightsError    pretrained weights or their transplant
     ├── ClusterError    Ray: no room, no connection, workers lost for good
     ├── TrainingError   the training itself: a loss that is not finite
-    └── TrackingError   MLflow cannot be reached, or has no such run or model
+    ├── TrackingError   MLflow cannot be reached, or has no such run or model
+    └── StoreError      the store's folder: full, in use, missing
 
 Every error takes one positional message, so that it pickles: errors cross Ray's processes.
 """
@@ -40,3 +41,7 @@ class TrainingError(PipelineError):
 
 class TrackingError(PipelineError):
     """MLflow cannot be reached, or a run or model in it is missing."""
+
+
+class StoreError(PipelineError):
+    """The store is full, in use, missing or damaged."""
