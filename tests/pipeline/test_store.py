@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline import ingest
 from pipeline.errors import StoreError, WeightsError
 from pipeline.flow import Flow
-from pipeline.ingest import check_shard
 from pipeline.pretrained import run_net
 from pipeline.sources import open_source
 from pipeline.store import Store, says_full
@@ -217,7 +217,7 @@ def write_shards(folder: Path) -> None:
     recipe = tiny()
     source = open_source(recipe)
     samples = [s for s in source.samples()[0] if s.split == "train"]
-    check_shard(source, samples, recipe.data.class_table(), (), folder / "train.arrow")
+    ingest.check_shard(source, samples, recipe.data.class_table(), (), folder / "train.arrow")
 
 
 def write_weights(folder: Path) -> None:
@@ -272,6 +272,17 @@ def test_locks_can_be_taken_on_a_full_disk(small_disk) -> None:
     with pytest.raises(StoreError, match=r"has no room: runs/demo/result\.json needs more"):
         store.begin_run("demo", {"ingest": "a"})
     assert json.loads((small_disk / "runs" / "demo" / "result.json").read_text()) == {"steps": {}}
+
+
+@pytest.mark.ray
+def test_a_full_disk_under_rays_workers_is_said_in_the_same_words(local_ray, small_disk) -> None:
+    store, ballast = Store(small_disk), small_disk / "ballast"
+    ballast.write_bytes(bytes(160 * 1024))
+    with pytest.raises(StoreError, match="has no room: datasets/a needs more"):
+        ingest.run(tiny(), store, "a")
+    assert list((small_disk / "datasets").iterdir()) == []
+    ballast.unlink()
+    assert ingest.run(tiny(), store, "a").counts == {"train": 22, "val": 7, "test": 5}
 
 
 @pytest.mark.ray
