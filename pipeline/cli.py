@@ -137,6 +137,35 @@ def predict(
         click.echo(path)
 
 
+@main.command()
+@click.option("--store", default="store", type=click.Path(path_type=Path), help="Store folder.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+def gc(store: Path, yes: bool) -> None:
+    """Show and remove what no run and no kept result refers to.
+
+    Kept are the last flow of each run, all registered models, and what they were made of.
+    """
+    from rich.console import Console
+
+    from pipeline.gc import find_garbage, garbage_table, megabytes
+    from pipeline.store import Store
+
+    place = Store(store)
+    with place.alone():
+        found = find_garbage(place)
+        if not found:
+            click.echo(f"nothing to remove: all that is in {store} is referred to")
+            return
+        Console().print(garbage_table(found))
+        size, folders = sum(each.size_bytes for each in found), len(found)
+        total = f"{megabytes(size)} in {folders} folder{'s' * (folders > 1)}"
+        if not yes:
+            click.confirm(f"{total}; remove?", abort=True)
+        for each in found:
+            place.remove(each.path)
+    click.echo(f"freed {total}")
+
+
 def _print_report(report: Report, *, receipt: bool) -> None:
     from rich.console import Console
 

@@ -7,7 +7,8 @@
     ├── ClusterError    Ray: no room, no connection, workers lost for good
     ├── TrainingError   the training itself: a loss that is not finite
     ├── StoppedError    it was asked to stop, and did so after a checkpoint
-    └── TrackingError   MLflow cannot be reached, or has no such run or model
+    ├── TrackingError   MLflow cannot be reached, or has no such run or model
+    └── StoreError      the store's folder: full, in use, missing
 
 Every error takes one positional message, so that it pickles: errors cross Ray's processes.
 """
@@ -45,3 +46,7 @@ class StoppedError(PipelineError):
 
 class TrackingError(PipelineError):
     """MLflow cannot be reached, or a run or model in it is missing."""
+
+
+class StoreError(PipelineError):
+    """The store is full, in use, missing or damaged."""

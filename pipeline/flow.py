@@ -6,6 +6,7 @@
 
 A step's fingerprint is the hash of its stage's version, of the parts of the recipe that it reads and
 of its inputs' fingerprints. Its result lies in the store under that fingerprint, or does not exist.
+Flows that want the same result at the same time compute it once: the others wait for it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipeline.store import Store, fingerprint
 if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` needs no torch or ray
     from pipeline.finetune import TrainedNet
     from pipeline.ingest import Dataset
+    from pipeline.locks import Lock
     from pipeline.register import Registered
     from pipeline.tracked import Tracked
 
@@ -122,6 +124,15 @@ class Report:
     run_id: str | None = None
 
 
+@dataclass(frozen=True)
+class Surgery:
+    """A transplant under way beside the ingest, under its key's lock."""
+
+    lock: Lock
+    result: Any
+    """Ray's reference to it."""
+
+
 class Flow:
     """One run of the stages that a recipe asks for."""
 
@@ -129,8 +140,8 @@ class Flow:
         self.recipe = recipe
         self.store = Store(recipe.store)
         self.steps = {step.name: step for step in plan(recipe, self.store)}
-        self.found = {n: self.store.published(s.kind, s.key) for n, s in self.steps.items()}
-        """What the store held before the flow began."""
+        for step in self.steps.values():
+            self.store.expect(step.key, step.stage, [self.steps[n].key for n in step.needs])
         self.report = Report([], {})
         self._tracked: Tracked | None = None
 
@@ -139,9 +150,14 @@ class Flow:
         wanted = [s for s in self.steps.values() if STAGES.index(s.stage) <= STAGES.index(until)]
         if until == "transplant":
             wanted = [s for s in wanted if s.stage == until]
-        if all(self.found[step.name] for step in wanted):
-            self._run(wanted)
-            return self.report
+        with self.store.flow(wanted[-1].key):
+            if all(self._found(step) for step in wanted):
+                self._run(wanted)
+            else:
+                self._run_tracked(wanted)
+        return self.report
+
+    def _run_tracked(self, wanted: list[Step]) -> None:
         from pipeline import cluster
         from pipeline.tracked import Tracked
 
@@ -150,21 +166,31 @@ class Flow:
         self.report.tracking, self.report.run_id = self._tracked.address, self._tracked.run_id
         with self._tracked:
             self._run(wanted)
-        return self.report
 
     def _run(self, wanted: list[Step]) -> None:
+        self.store.begin_run(self.recipe.name, {s.name: s.key for s in self.steps.values()})
         surgery = self._begin_transplant() if "transplant" in {s.name for s in wanted} else None
-        for step in wanted:
-            if step.stage == "ingest":
-                self._ingest(step)
-            elif step.stage == "transplant":
-                self._transplant(step, surgery)
-            elif step.stage == "finetune":
-                self._finetune(step)
-            elif step.stage == "evaluate":
-                self._evaluate(step)
-            else:
-                self._register(step)
+        try:
+            for step in wanted:
+                self._run_step(step, surgery)
+        finally:
+            if surgery:
+                surgery.lock.free()
+
+    def _run_step(self, step: Step, surgery: Surgery | None) -> None:
+        if step.stage == "ingest":
+            self._ingest(step)
+        elif step.stage == "transplant":
+            self._transplant(step, surgery)
+        elif step.stage == "finetune":
+            self._finetune(step)
+        elif step.stage == "evaluate":
+            self._evaluate(step)
+        else:
+            self._register(step)
+
+    def _found(self, step: Step) -> dict[str, Any] | None:
+        return self.store.published(step.kind, step.key)
 
     def begun(self, step: Step) -> bool:
         """Whether a phase has checkpoints to go on from."""
@@ -172,16 +198,18 @@ class Flow:
 
     def published_counts(self) -> dict[str, int] | None:
         """Images by split, once the data set is ingested."""
-        plain = self.found["ingest"]
+        plain = self._found(self.steps["ingest"])
         return plain["counts"] if plain else None
 
     def _once(self, step: Step, of: type[Result], compute: Callable[[], Result]) -> Result:
         """The step's result from the store, or computed now."""
         began = time.perf_counter()
-        plain = self.found[step.name]
         folder = {"folder": self.store.folder(step.kind, step.key)}  # a store may have been moved
-        result = compute() if plain is None else of.model_validate({**plain, **folder})
-        how = "computed" if plain is None else "unchanged"
+        with self.store.turn(step.kind, step.key, step.name) as plain:
+            result = compute() if plain is None else of.model_validate({**plain, **folder})
+        return self._done(step, result, "computed" if plain is None else "unchanged", began)
+
+    def _done(self, step: Step, result: Result, how: str, began: float) -> Result:
         log.info("%s %s (%s)", step.name, how, step.key)
         self.report.steps.append((step.name, how, time.perf_counter() - began))
         self.report.results[step.name] = result
@@ -196,21 +224,38 @@ class Flow:
         if self._tracked:
             self._tracked.dataset(data)
 
-    def _begin_transplant(self) -> Any:  # noqa: ANN401 - Ray's reference to a Transplanted
-        """It needs nothing of the ingest: both run at the same time."""
+    def _begin_transplant(self) -> Surgery | None:
+        """It needs nothing of the ingest: both run at the same time.
+
+        None if it is done, or if another flow is at it; that flow's result is waited for when the
+        turn of this step comes, and not before: two flows that waited for each other would hang.
+        """
         step = self.steps["transplant"]
-        if self.found[step.name]:
+        lock = self.store.lock(step.key)
+        if not lock.take():
             return None
+        if self._found(step):
+            lock.free()
+            return None
+        return Surgery(lock, self._operate(step))
+
+    def _operate(self, step: Step) -> Any:  # noqa: ANN401 - Ray's reference to a Transplanted
         import ray
 
         from pipeline import transplant
 
         return ray.remote(transplant.run).remote(self.recipe, self.store, step.key)
 
-    def _transplant(self, step: Step, surgery: Any) -> None:  # noqa: ANN401
+    def _transplant(self, step: Step, surgery: Surgery | None) -> None:
         from pipeline import cluster, transplant
 
-        done = self._once(step, transplant.Transplanted, lambda: cluster.get(surgery))
+        if surgery:
+            began = time.perf_counter()
+            done = self._done(step, cluster.get(surgery.result), "computed", began)
+        else:
+            done = self._once(
+                step, transplant.Transplanted, lambda: cluster.get(self._operate(step))
+            )
         if self._tracked:
             self._tracked.receipt(done)
 

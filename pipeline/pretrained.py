@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from importlib import metadata
 from pathlib import Path
 
@@ -56,10 +55,10 @@ def run_net(store: Store, name: str) -> Path:
     Raises:
         WeightsError: there is no finished run of that name.
     """
-    path = store.root / "runs" / name / "result.json"
-    if not path.is_file():
+    net = (store.record(name) or {}).get("net")
+    if net is None:
         raise WeightsError(f"run:{name}: no finished run of that name in {store.root / 'runs'}")
-    return store.root / json.loads(path.read_text())["net"]
+    return store.root / net
 
 
 def package_file() -> Path:

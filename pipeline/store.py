@@ -1,17 +1,25 @@
-"""Where results lie: a folder a fingerprint, published whole or not at all."""
+"""Where results lie: a folder a fingerprint, published whole or not at all, computed once."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "manifest.json"
+from pipeline.errors import PipelineError, StoreError
+from pipeline.locks import Lock, wait_for
+
+MANIFEST, RECORD = "manifest.json", "result.json"
+DRAFT = ".draft-"
+COMPUTED = "is being computed by %s; waiting for its result"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fingerprint(*parts: object) -> str:
@@ -21,10 +29,11 @@ def fingerprint(*parts: object) -> str:
 
 
 class Store:
-    """`datasets/`, `weights/`, `nets/`, `scores/` by fingerprint; `runs/` by name."""
+    """`datasets/`, `weights/`, `nets/`, `scores/`, `models/` by fingerprint; `runs/` by name."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self._origins: dict[str, dict[str, Any]] = {}
 
     def folder(self, kind: str, key: str) -> Path:
         """Where a result lies, or will."""
@@ -32,8 +41,11 @@ class Store:
 
     def published(self, kind: str, key: str) -> dict[str, Any] | None:
         """The manifest of a result, None if there is none."""
-        path = self.folder(kind, key) / MANIFEST
-        return json.loads(path.read_text()) if path.is_file() else None
+        return self._read(self.folder(kind, key) / MANIFEST)
+
+    def expect(self, key: str, stage: str, inputs: Sequence[str]) -> None:
+        """What the manifest of a key will say of where it came from: the keys that it was made of."""
+        self._origins[key] = {"stage": stage, "inputs": list(inputs)}
 
     @contextmanager
     def publish(self, kind: str, key: str, manifest: dict[str, Any]) -> Iterator[Path]:
@@ -41,20 +53,175 @@ class Store:
 
         The manifest may be filled inside the block; it is written last, and the folder is renamed
         into place in one step. If another process published the same key first, its result stays.
+
+        Raises:
+            StoreError: the disk is full; nothing is published, nothing is left.
         """
         target = self.folder(kind, key)
-        draft = target.with_name(f".draft-{key}-{uuid.uuid4().hex[:8]}")
-        draft.mkdir(parents=True)
+        draft = self.folder(kind, f"{DRAFT}{key}-{uuid.uuid4().hex[:8]}")
         try:
-            yield draft
-            (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            if not (target / MANIFEST).is_file():
-                draft.rename(target)
+            with self._room(draft, f"{kind}/{key}"):
+                draft.mkdir(parents=True)
+                yield draft
+                whole = manifest | self._origins.get(key, {})
+                (draft / MANIFEST).write_text(json.dumps(whole, indent=1))
+                if not (target / MANIFEST).is_file():
+                    if target.exists():  # without a manifest it is no result, but in the way of one
+                        shutil.rmtree(target)
+                    draft.rename(target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
+    def remove(self, path: Path) -> None:
+        """Remove a folder; a result is none from the first moment on, however this ends.
+
+        Raises:
+            StoreError: the system does not allow it.
+        """
+        draft = path.with_name(f"{DRAFT}{path.name.removeprefix(DRAFT)}-{uuid.uuid4().hex[:8]}")
+        try:
+            path.rename(draft)
+            shutil.rmtree(draft)
+        except OSError as error:
+            raise StoreError(
+                f"{path} could not be removed: {error}; mend that and type the same command again"
+            ) from error
+
+    def lock(self, key: str) -> Lock:
+        """Not yet held; `turn` and `flow` take the right ones."""
+        return Lock(self.root / "locks" / f"{key}.lock")
+
+    @contextmanager
+    def turn(self, kind: str, key: str, name: str) -> Iterator[dict[str, Any] | None]:
+        """The manifest of a result; or None, and within the block nobody else computes it.
+
+        Whoever wants a result that is being computed waits for it, and no longer than for it.
+        """
+        lock = self.lock(key)
+
+        def there() -> bool:
+            return self.published(kind, key) is not None
+
+        if not there() and wait_for(lock, f"{name} {COMPUTED}", there):
+            try:
+                yield self.published(kind, key)
+            finally:
+                lock.free()
+        else:
+            yield self.published(kind, key)
+
+    @contextmanager
+    def flow(self, key: str) -> Iterator[None]:
+        """The block of a flow whose last step has this key; the same flow elsewhere waits.
+
+        Every flow holds its lock before it passes the cleaning's, and the cleaning holds its own
+        before it looks at the flows': neither can miss the other.
+        """
+        lock, cleaning = self.lock(f"flow-{key}"), self.lock("gc")
+        wait_for(lock, "the same flow is being run by %s; waiting for its result")
+        try:
+            wait_for(cleaning, "the store is being cleaned by %s; waiting for its end")
+            cleaning.free()
+            yield
+        finally:
+            lock.free()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The block of a cleaning: flows that would begin now wait.
+
+        Raises:
+            StoreError: a flow is at work, or no flow ever was.
+        """
+        locks = self.root / "locks"
+        if not locks.is_dir():
+            raise StoreError(
+                f"there is no store in {self.root}: no flow has worked there; name one with --store"
+            )
+        cleaning = self.lock("gc")
+        if not cleaning.take():
+            raise self._in_use("gc", cleaning)
+        try:
+            for key in sorted(path.stem for path in locks.glob("*.lock") if path.stem != "gc"):
+                lock = self.lock(key)
+                if not lock.take():
+                    raise self._in_use(key, lock)
+                lock.free()
+            yield
+        finally:
+            cleaning.free()
+
+    def _in_use(self, key: str, lock: Lock) -> StoreError:
+        return StoreError(
+            f"{self.root} is in use: {key} is held by {lock.holder()}; nothing is removed while "
+            "a flow is at work. Type the command again when it has ended"
+        )
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """What is remembered of a run: `steps`, the keys of its flow by name, and `net`."""
+        return self._read(self.folder("runs", name) / RECORD)
+
+    def begin_run(self, name: str, steps: Mapping[str, str]) -> None:
+        """A flow of this name begins: its keys are referred to from now on, the last net still is."""
+        self._remember(name, steps=dict(steps))
+
     def remember_run(self, name: str, net: Path) -> None:
         """The net that a run of this name trained last; `run:NAME` finds it."""
-        path = self.folder("runs", name) / "result.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"net": str(net.relative_to(self.root))}))
+        self._remember(name, net=str(net.relative_to(self.root)))
+
+    def _remember(self, name: str, **facts: object) -> None:
+        path = self.folder("runs", name) / RECORD
+        draft = path.with_suffix(".tmp")
+        lock = self.lock(f"run-{name}")
+        wait_for(lock, f"run:{name} is being written down by %s; waiting for its end")
+        try:
+            with self._room(draft, f"runs/{name}/{RECORD}"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draft.write_text(json.dumps((self.record(name) or {}) | facts, indent=1))
+                draft.replace(path)
+        finally:
+            lock.free()
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise StoreError(
+                f"{path} is not what was written: {error}; remove it, and the same command "
+                "makes it again"
+            ) from error
+
+    @contextmanager
+    def _room(self, draft: Path, what: str) -> Iterator[None]:
+        """Say that the disk is full in our words, whatever words it was said in."""
+        try:
+            yield
+        except PipelineError:
+            raise
+        except Exception as error:
+            if not says_full(error):
+                raise
+            raise StoreError(
+                f"{self.root} has no room: {what} needs more than the "
+                f"{bytes_of(draft) / 2**20:,.1f} MiB that could be written; free some "
+                "(`fcn-pipeline gc` shows what nothing refers to) or set store=...; "
+                "type the same command again, what is finished stays"
+            ) from error
+
+
+def says_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, a quota or a file is full.
+
+    Safetensors and Ray pass on the system's words, but not its number.
+    """
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return any(os.strerror(number) in str(error) for number in FULL)
+
+
+def bytes_of(path: Path) -> int:
+    """The sizes of all files in a folder, or of a file; 0 if there is nothing."""
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())

@@ -71,6 +71,45 @@ def test_a_second_run_computes_nothing_and_says_so(flow) -> None:
     assert time.monotonic() - began < 60
 
 
+def test_cleaning_after_a_flow_removes_its_checkpoints_and_nothing_that_it_made(flow) -> None:
+    store, _ = flow
+    made = {path.parent for path in store.glob("*/*/manifest.json")}
+    assert list(store.glob("runs/demo/*/checkpoint_*"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "gc", "--store", str(store), "--yes"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"freed \d+\.\d MiB in 1 folder\n", done.stdout)
+    assert {path.parent for path in store.glob("*/*/manifest.json")} == made
+    assert not list(store.glob("runs/demo/*/"))
+    assert "nothing changed, so nothing was computed again" in run(store)
+
+
+def test_of_two_identical_flows_at_once_one_computes_and_the_other_reuses(tmp_path) -> None:
+    store = tmp_path / "store"
+    both = [
+        subprocess.Popen(
+            command(store, verb="ingest"),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [re.sub(r"\s+", " ", p.communicate(timeout=400)[0]) for p in both]
+    assert [p.returncode for p in both] == [0, 0], outputs
+    computed, reused = sorted(outputs, key=lambda text: "ingest unchanged" in text)
+    assert "ingest computed" in computed
+    assert "ingest unchanged" in reused
+    assert "the same flow is being run by pid" in reused
+    mlflow = tracker(store)
+    assert [r.info.status for r in mlflow.client.search_runs([mlflow.experiment])] == ["FINISHED"]
+    assert len(list((store / "datasets").iterdir())) == 1
+
+
 def test_every_metric_of_every_step_is_in_mlflow_once(flow) -> None:
     store, _ = flow
     mlflow = tracker(store)
