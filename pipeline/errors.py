@@ -7,6 +7,7 @@
     ├── ClusterError    Ray: no room, no connection, workers lost for good
     ├── TrainingError   the training itself: a loss that is not finite
     └── TrackingError   MLflow cannot be reached, or has no such run or model
+        └── OutageError MLflow is away for now; the same again may work later
 
 Every error takes one positional message, so that it pickles: errors cross Ray's processes.
 """
@@ -40,3 +41,7 @@ class TrainingError(PipelineError):
 
 class TrackingError(PipelineError):
     """MLflow cannot be reached, or a run or model in it is missing."""
+
+
+class OutageError(TrackingError):
+    """MLflow is away for now; the same operation may work later."""

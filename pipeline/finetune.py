@@ -94,7 +94,7 @@ def train_worker(config: dict[str, Any]) -> Metrics | str:
         val=Shards(config["val"]),
         team=Team(context.get_world_rank(), context.get_world_size(), get_device()),
         num_loaders=recipe.cluster.loader_workers,
-        emit=lambda step, metrics: telemetry.push.remote(step, metrics),
+        emit=lambda step, metrics: telemetry.push.remote([(step, metrics)]),
     )
     try:
         return phase.run(RayKeeper(phase.team.rank))
@@ -116,7 +116,7 @@ def run(
     if job.receipt is not None:
         require_receipt(job.receipt)
     steps = job.phase.epochs * steps_per_epoch(job.num_train, recipe.finetune.global_batch)
-    watcher = Watcher(f"FCN-{job.phase.stride}s", steps, sink)
+    watcher = Watcher(f"FCN-{job.phase.stride}s", key, steps, sink)
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # what it returns is result.return_value
         train_loop_config={

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
@@ -94,7 +95,8 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
         reads = [net, tune, phase.model_dump()]
         before = (add("finetune", reads, (data, *before), phase),)
     scored = add("evaluate", plain["evaluate"], (data, *before))
-    add("register", [plain["register"], recipe.name, plain["tracking"]], (scored, *before))
+    tracking = {k: plain["tracking"][k] for k in ("uri", "experiment")}
+    add("register", [plain["register"], recipe.name, tracking], (scored, *before))
     return steps
 
 
@@ -119,7 +121,6 @@ class Report:
     results: dict[str, Any]
     tracking: str | None = None
     """Where MLflow is; None if nothing was computed."""
-    run_id: str | None = None
 
 
 class Flow:
@@ -139,18 +140,38 @@ class Flow:
         wanted = [s for s in self.steps.values() if STAGES.index(s.stage) <= STAGES.index(until)]
         if until == "transplant":
             wanted = [s for s in wanted if s.stage == until]
-        if all(self.found[step.name] for step in wanted):
+        complete = all(self.found[step.name] for step in wanted)
+        if complete and not any(self._untold(step) for step in wanted):
             self._run(wanted)
             return self.report
         from pipeline import cluster
         from pipeline.tracked import Tracked
 
-        cluster.connect(self.recipe.cluster)
-        self._tracked = Tracked(self.recipe, self.store, wanted[-1].key)
-        self.report.tracking, self.report.run_id = self._tracked.address, self._tracked.run_id
+        if not complete:
+            cluster.connect(self.recipe.cluster)
+        self._tracked = Tracked(self.recipe, self.store.root, wanted[-1].key, self.mark)
+        self.report.tracking = self._tracked.address
         with self._tracked:
             self._run(wanted)
         return self.report
+
+    def mark(self, key: str) -> Path:
+        """A file that is there once MLflow has been told all of a phase or an evaluation."""
+        return self.store.folder("runs", self.recipe.name) / key / "tracked"
+
+    def _untold(self, step: Step) -> bool:
+        """Whether MLflow was away when a result that is there ended.
+
+        A net without a history is of an earlier version, which told all before it ended.
+        """
+        if step.stage not in ("finetune", "evaluate") or not self.found[step.name]:
+            return False
+        return self._history(step).is_file() and not self.mark(step.key).is_file()
+
+    def _history(self, step: Step) -> Path:
+        """The metrics by step of a phase, or of the last phase before an evaluation."""
+        net = step if step.phase else self.steps[step.needs[-1]]
+        return self.store.folder(net.kind, net.key) / "history.arrow"
 
     def _run(self, wanted: list[Step]) -> None:
         surgery = self._begin_transplant() if "transplant" in {s.name for s in wanted} else None
@@ -215,7 +236,7 @@ class Flow:
             self._tracked.receipt(done)
 
     def _finetune(self, step: Step) -> None:
-        from pipeline import finetune
+        from pipeline import checkpoints, finetune
 
         assert step.phase is not None
         phase = step.phase
@@ -237,6 +258,9 @@ class Flow:
                 return finetune.run(self.recipe, self.store, step.key, job, sink)
 
         trained = self._once(step, finetune.TrainedNet, compute)
+        if self._tracked and self._untold(step):
+            rows = checkpoints.read_history(self._history(step))  # type: ignore[attr-defined]
+            self._tracked.history(step.name, step.key, rows)
         self.store.remember_run(self.recipe.name, trained.folder)
 
     def _evaluate(self, step: Step) -> None:
@@ -252,7 +276,7 @@ class Flow:
         )
         if self._tracked:
             phases = {s.name: s.key for s in self.steps.values() if s.stage == "finetune"}
-            self._tracked.evaluation(scores, net, phases)
+            self._tracked.evaluation(step.key, scores, net, phases)
 
     def _register(self, step: Step) -> None:
         from pipeline import register
@@ -264,9 +288,8 @@ class Flow:
             name = self.recipe.register_as.model or self.recipe.name
             manifest: dict[str, Any] = {}
             with self.store.publish(step.kind, step.key, manifest):
-                done = register.run(
-                    self._tracked.tracker, self._tracked.run_id, name, net.folder, scores
-                )
+                with self._tracked.registering() as (tracker, run_id):
+                    done = register.run(tracker, run_id, name, net.folder, scores)
                 manifest |= done.model_dump(mode="json")
             self._tracked.note(scores, done.sentence())
             return done
