@@ -257,8 +257,9 @@ class Flow:
             with self._tracked.phase(step.name, step.key) as sink:
                 return finetune.run(self.recipe, self.store, step.key, job, sink)
 
+        untold = self._untold(step)
         trained = self._once(step, finetune.TrainedNet, compute)
-        if self._tracked and self._untold(step):
+        if self._tracked and untold:
             rows = checkpoints.read_history(self._history(step))  # type: ignore[attr-defined]
             self._tracked.history(step.name, step.key, rows)
         self.store.remember_run(self.recipe.name, trained.folder)
