@@ -138,6 +138,44 @@ def predict(
 
 
 @main.command()
+@recipe_arguments
+@click.option("--faults", default="worker,driver,node", show_default=True, help="By comma.")
+@click.option("--times", default=1, show_default=True, type=click.IntRange(1), help="Of each.")
+@click.option("--seed", default=0, show_default=True, help="Of the steps at which they come.")
+@click.option(
+    "--tolerance", default=0.0, show_default=True, help="For GPUs and elastic runs; relative."
+)
+def drill(
+    recipe: str,
+    overrides: tuple[str, ...],
+    faults: str,
+    times: int,
+    seed: int,
+    tolerance: float,
+) -> None:
+    """Train, train again with real faults at random steps, compare every tensor and metric.
+
+    Faults: worker, loader, node, driver, ray, sigterm, damaged (checkpoint), half (-written checkpoint).
+    Exits with 1 on any difference. Without an address the drill starts a Ray of several nodes here.
+    """
+    from rich.console import Console
+
+    from pipeline.drill import Drill, drill_table, require_faults
+    from pipeline.logs import configure_logging
+
+    configure_logging(logging.INFO)
+    names = faults.split(",")
+    require_faults(names)
+    loaded = _load(recipe, overrides)
+    arguments = [recipe, *(f"--set={value}" for value in overrides)]
+    outcomes = list(Drill(loaded, arguments, tolerance).hold(names, times, seed))
+    Console().print(drill_table(outcomes))
+    equal = sum(outcome.equal for outcome in outcomes)
+    click.echo(f"{equal} of {len(outcomes)} equal to the undisturbed training")
+    click.get_current_context().exit(0 if equal == len(outcomes) else 1)
+
+
+@main.command()
 @click.option("--store", default="store", type=click.Path(path_type=Path), help="Store folder.")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 def gc(store: Path, yes: bool) -> None:

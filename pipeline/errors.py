@@ -8,6 +8,7 @@
     ├── TrainingError   the training itself: a loss that is not finite
     ├── StoppedError    it was asked to stop, and did so after a checkpoint
     ├── TrackingError   MLflow cannot be reached, or has no such run or model
+    │   └── OutageError MLflow is away for now; the same again may work later
     └── StoreError      the store's folder: full, in use, missing
 
 Every error takes one positional message, so that it pickles: errors cross Ray's processes.
@@ -46,6 +47,10 @@ class StoppedError(PipelineError):
 
 class TrackingError(PipelineError):
     """MLflow cannot be reached, or a run or model in it is missing."""
+
+
+class OutageError(TrackingError):
+    """MLflow is away for now; the same operation may work later."""
 
 
 class StoreError(PipelineError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import tempfile
@@ -45,7 +46,7 @@ from pipeline.shards import Shards
 from pipeline.specs import PhaseSpec, Stride
 from pipeline.store import Store
 from pipeline.surgery import blueprint, require_receipt, start_net
-from pipeline.telemetry import Sink, Watcher
+from pipeline.telemetry import Sink, Watcher, Worker
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,9 @@ def train_worker(config: dict[str, Any]) -> int | str:
     context = train.get_context()
     set_threads(recipe.cluster.cpus_per_worker)
     telemetry = config["telemetry"]
+    team = Team(context.get_world_rank(), context.get_world_size(), get_device())
+    node = ray.get_runtime_context().get_node_id()
+    telemetry.here.remote(Worker(team.rank, node, os.getpid()), team.size)
     phase = Phase(
         net=start_net(recipe, config["phase"]["stride"], config["start"]),
         spec=recipe.finetune,
@@ -146,12 +150,12 @@ def train_worker(config: dict[str, Any]) -> int | str:
         seed=recipe.seed,
         train=Shards(config["train"]),
         val=Shards(config["val"]),
-        team=Team(context.get_world_rank(), context.get_world_size(), get_device()),
+        team=team,
         num_loaders=recipe.cluster.loader_workers,
         emit=lambda rows: telemetry.push.remote(rows),
     )
     try:
-        return phase.run(RayKeeper(phase.team.rank, config["run"], telemetry)).step
+        return phase.run(RayKeeper(team.rank, config["run"], telemetry)).step
     except TrainingError as error:
         # Raised by all workers at the same step, and again if Ray tried again: so no failure to Ray.
         return str(error)
@@ -174,7 +178,7 @@ def run(
     folder = store.folder("runs", recipe.name) / key
     for complaint in tidy(folder):
         log.warning("%s", complaint)
-    watcher = Watcher(f"FCN-{job.phase.stride}s", steps, sink)
+    watcher = Watcher(f"FCN-{job.phase.stride}s", key, steps, sink)
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # what it returns is result.return_value
         train_loop_config={

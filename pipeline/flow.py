@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
@@ -96,7 +97,8 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
         reads = [net, tune, phase.model_dump()]
         before = (add("finetune", reads, (data, *before), phase),)
     scored = add("evaluate", plain["evaluate"], (data, *before))
-    add("register", [plain["register"], recipe.name, plain["tracking"]], (scored, *before))
+    tracking = {k: plain["tracking"][k] for k in ("uri", "experiment")}
+    add("register", [plain["register"], recipe.name, tracking], (scored, *before))
     return steps
 
 
@@ -121,7 +123,6 @@ class Report:
     results: dict[str, Any]
     tracking: str | None = None
     """Where MLflow is; None if nothing was computed."""
-    run_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,21 +152,41 @@ class Flow:
         if until == "transplant":
             wanted = [s for s in wanted if s.stage == until]
         with self.store.flow(wanted[-1].key):
-            if all(self._found(step) for step in wanted):
+            complete = all(self._found(step) for step in wanted)
+            if complete and not any(self._untold(step) for step in wanted):
                 self._run(wanted)
             else:
-                self._run_tracked(wanted)
+                self._run_tracked(wanted, complete=complete)
         return self.report
 
-    def _run_tracked(self, wanted: list[Step]) -> None:
+    def _run_tracked(self, wanted: list[Step], *, complete: bool) -> None:
         from pipeline import cluster
         from pipeline.tracked import Tracked
 
-        cluster.connect(self.recipe.cluster)
-        self._tracked = Tracked(self.recipe, self.store, wanted[-1].key)
-        self.report.tracking, self.report.run_id = self._tracked.address, self._tracked.run_id
+        if not complete:
+            cluster.connect(self.recipe.cluster)
+        self._tracked = Tracked(self.recipe, self.store.root, wanted[-1].key, self.mark)
+        self.report.tracking = self._tracked.address
         with self._tracked:
             self._run(wanted)
+
+    def mark(self, key: str) -> Path:
+        """A file that is there once MLflow has been told all of a phase or an evaluation."""
+        return self.store.folder("runs", self.recipe.name) / f"{key}.tracked"
+
+    def _untold(self, step: Step) -> bool:
+        """Whether MLflow was away when a result that is there ended.
+
+        A net without a history is of an earlier version, which told all before it ended.
+        """
+        if step.stage not in ("finetune", "evaluate") or not self._found(step):
+            return False
+        return self._history(step).is_file() and not self.mark(step.key).is_file()
+
+    def _history(self, step: Step) -> Path:
+        """The metrics by step of a phase, or of the last phase before an evaluation."""
+        net = step if step.phase else self.steps[step.needs[-1]]
+        return self.store.folder(net.kind, net.key) / "history.arrow"
 
     def _run(self, wanted: list[Step]) -> None:
         self.store.begin_run(self.recipe.name, {s.name: s.key for s in self.steps.values()})
@@ -260,7 +281,7 @@ class Flow:
             self._tracked.receipt(done)
 
     def _finetune(self, step: Step) -> None:
-        from pipeline import finetune
+        from pipeline import checkpoints, finetune
 
         assert step.phase is not None
         phase = step.phase
@@ -281,7 +302,11 @@ class Flow:
             with self._tracked.phase(step.name, step.key) as sink:
                 return finetune.run(self.recipe, self.store, step.key, job, sink)
 
+        untold = self._untold(step)
         trained = self._once(step, finetune.TrainedNet, compute)
+        if self._tracked and untold:
+            rows = checkpoints.History.read(self._history(step)).rows()
+            self._tracked.history(step.name, step.key, rows)
         self.store.remember_run(self.recipe.name, trained.folder)
 
     def _evaluate(self, step: Step) -> None:
@@ -297,7 +322,7 @@ class Flow:
         )
         if self._tracked:
             phases = {s.name: s.key for s in self.steps.values() if s.stage == "finetune"}
-            self._tracked.evaluation(scores, net, phases)
+            self._tracked.evaluation(step.key, scores, net, phases)
 
     def _register(self, step: Step) -> None:
         from pipeline import register
@@ -309,9 +334,8 @@ class Flow:
             name = self.recipe.register_as.model or self.recipe.name
             manifest: dict[str, Any] = {}
             with self.store.publish(step.kind, step.key, manifest):
-                done = register.run(
-                    self._tracked.tracker, self._tracked.run_id, name, net.folder, scores
-                )
+                with self._tracked.registering() as (tracker, run_id):
+                    done = register.run(tracker, run_id, name, net.folder, scores)
                 manifest |= done.model_dump(mode="json")
             self._tracked.note(scores, done.sentence())
             return done

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import TrackingError
+from pipeline.errors import ClusterError
 from pipeline.logs import CONSOLE, progress_bar
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,17 @@ SHOWN = {
 POLL_S = 0.5
 LINE_EVERY_S = 30.0
 """Where the output is not a terminal, a line of text takes the place of the moving bar."""
+NAMESPACE = "fcn-pipeline"
+NAME_FREE_S = 10.0
+"""So long may Ray take to notice that the driver that had a name before is dead."""
+
+
+class Worker(NamedTuple):
+    """Where a training worker is."""
+
+    rank: int
+    node: str
+    pid: int
 
 
 @ray.remote(num_cpus=0)
@@ -35,11 +47,26 @@ class Telemetry:
     def __init__(self) -> None:
         self._rows: list[Row] = []
         self._said: list[str] = []
-        self._leave = False
+        self._workers: dict[int, Worker] = {}
+        self._step, self._leave = 0, False
 
     def push(self, rows: list[Row]) -> None:
         """From the worker; not waited for."""
         self._rows += rows
+        self._step = max([self._step, *(step for step, _ in rows)])
+
+    def step(self) -> int:
+        """The newest training step that was told, 0 before the first."""
+        return self._step
+
+    def here(self, worker: Worker, size: int) -> None:
+        """From a worker that begins, in a group of that size."""
+        self._workers[worker.rank] = worker
+        self._workers = {rank: w for rank, w in self._workers.items() if rank < size}
+
+    def workers(self) -> list[Worker]:
+        """To whoever looks: where they are, by rank."""
+        return [self._workers[rank] for rank in sorted(self._workers)]
 
     def say(self, text: str) -> None:
         """From a worker: what the user should read."""
@@ -59,15 +86,47 @@ class Telemetry:
         return self._leave
 
 
+def telemetry_name(key: str) -> str:
+    """Of the actor of a phase's fingerprint."""
+    return f"telemetry-{key}"
+
+
+def start_telemetry(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a Telemetry
+    """The actor of a phase: `ray.get_actor(telemetry_name(key), namespace=NAMESPACE)` finds it.
+
+    It lives on the driver's node, so that the loss of a worker's node loses no rows, and dies with
+    the driver.
+
+    Raises:
+        ClusterError: another driver on this Ray trains this phase.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    actor = Telemetry.options(  # type: ignore[attr-defined]
+        name=telemetry_name(key),
+        namespace=NAMESPACE,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+    )
+    deadline = time.monotonic() + NAME_FREE_S
+    while True:
+        try:
+            return actor.remote()
+        except ValueError as taken:
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{telemetry_name(key)} is taken: another driver on this Ray trains this phase; "
+                    "wait for it, or end it"
+                ) from taken
+            time.sleep(POLL_S)
+
+
 class Watcher:
     """Carries rows to the screen and the sink, in a thread, until the block ends."""
 
-    def __init__(self, name: str, num_steps: int, sink: Sink) -> None:
+    def __init__(self, name: str, key: str, num_steps: int, sink: Sink) -> None:
         self.name, self.num_steps, self.sink = name, num_steps, sink
-        self.telemetry = Telemetry.remote()  # type: ignore[attr-defined]
+        self.telemetry = start_telemetry(key)
         self._shown: dict[str, float] = {}
         self._done, self._leaving = threading.Event(), threading.Event()
-        self._unsent: list[Row] = []
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._carry, name="telemetry", daemon=True)
 
@@ -80,6 +139,7 @@ class Watcher:
     ) -> None:
         self._done.set()
         self._thread.join()
+        ray.kill(self.telemetry)  # its name is free again
         if self._failure and error is None:
             raise self._failure
 
@@ -103,7 +163,8 @@ class Watcher:
                     for step, metrics in rows:
                         self._shown |= metrics
                         progress.update(bar, completed=step, note=self._note())
-                    self._send(rows, last=last)
+                    if rows:
+                        self.sink(rows)
                     if rows and not CONSOLE.is_terminal and time.monotonic() - said > LINE_EVERY_S:
                         said = time.monotonic()
                         left_s = progress.tasks[0].time_remaining or 0
@@ -111,19 +172,6 @@ class Watcher:
                         log.info("%s step %d of %d  %s", self.name, step, self.num_steps, note)
         except Exception as failure:  # noqa: BLE001 - raised again when the block ends
             self._failure = failure
-
-    def _send(self, rows: list[Row], *, last: bool) -> None:
-        """To the sink; what it did not take is kept and sent again with what comes next."""
-        self._unsent += rows
-        if not self._unsent:
-            return
-        try:
-            self.sink(self._unsent)
-            self._unsent = []
-        except TrackingError as error:
-            if last:
-                raise
-            log.warning("%s; training goes on, %d rows wait", error, len(self._unsent))
 
     def _note(self) -> str:
         return "  ".join(

@@ -10,44 +10,67 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import ssl
 import tempfile
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-# Metrics are few and precious, and the driver must not hang for minutes on a server that is away.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+# The recorder tries again for as long as it takes, so a single call need not: one more attempt is for
+# a connection that the server had closed.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-# Its notes on how a database is made and how models may be typed are not for our users.
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+# What goes wrong is raised, and told once; the rest is not for our users: how a database is made, 40
+# lines of SQL for one that is locked.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
 
 import mlflow
 import mlflow.pyfunc
+import requests
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param
-from mlflow.exceptions import MlflowException
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException, RestException
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 import fcn
-from pipeline import serving_path
-from pipeline.errors import TrackingError
+from pipeline import owner, serving_path
+from pipeline.errors import OutageError, TrackingError
 from pipeline.specs import TrackingSpec
 
 log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 FINGERPRINT = "fcn.fingerprint"
+ENDED_BY = "fcn.ended_by"
 PARENT = "mlflow.parentRunId"
 PARAMS_A_CALL, METRICS_A_CALL = 100, 1000
+
+Row = tuple[int, dict[str, float]]
+
+
+def address(spec: TrackingSpec, store: Path) -> str:
+    """Where MLflow is: the recipe's server or the store folder's own database."""
+    return spec.uri or f"sqlite:///{store / 'mlflow.db'}"
+
+
+AWAY = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.RetryError,
+    requests.exceptions.ChunkedEncodingError,
+)
+AWAY_CODES = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
+NOT_AWAY = ("readonly database", "unable to open", "no such table", "denied")
+"""What a database says that will not mend itself."""
 
 
 class Tracker:
@@ -55,8 +78,14 @@ class Tracker:
 
     def __init__(self, spec: TrackingSpec, store: Path) -> None:
         warnings.filterwarnings("ignore", module="mlflow")
+        self.uri = address(spec, store)
+        with speaking(self.uri):
+            self._connect(spec, store)
+        self._last: dict[str, dict[str, int]] = {}
+        """Last step of each metric of each run that was opened."""
+
+    def _connect(self, spec: TrackingSpec, store: Path) -> None:
         store.mkdir(parents=True, exist_ok=True)
-        self.uri = spec.uri or f"sqlite:///{store / 'mlflow.db'}"
         if not spec.uri and not (store / "mlflow.db").exists():
             log.info("creating MLflow's database in %s", store)
         mlflow.set_tracking_uri(self.uri)
@@ -71,32 +100,78 @@ class Tracker:
                 )
             else:
                 self.experiment = found.experiment_id
-        self._known: dict[str, dict[str, int]] = {}
-        """Last step of each metric that a run had when it was opened."""
 
     def open_run(self, name: str, fingerprint: str, parent: str | None = None) -> str:
-        """The run of this fingerprint, set RUNNING again if there is one, else a new one."""
+        """The run of this fingerprint, set RUNNING again if there is one, else a new one.
+
+        With a parent it is a child of that one, without one it is no child.
+        """
         run_id = self.find_run(fingerprint, parent)
         if run_id:
-            self.client.update_run(run_id, status="RUNNING")
-            keys = self.client.get_run(run_id).data.metrics
-            self._known[run_id] = {key: self.history(run_id, key)[-1][0] for key in keys}
+            self._reopen(run_id)
         else:
-            tags = {FINGERPRINT: fingerprint} | ({PARENT: parent} if parent else {})
+            tags = {FINGERPRINT: fingerprint, **owner.tags()} | ({PARENT: parent} if parent else {})
             run = self.client.create_run(self.experiment, run_name=name, tags=tags)
             run_id = str(run.info.run_id)
         return run_id
 
-    def find_run(self, fingerprint: str, parent: str | None = None) -> str | None:
-        """Id of the newest run with this fingerprint (under that parent)."""
-        where = f"tags.`{FINGERPRINT}` = '{fingerprint}'"
-        where += f" and tags.`{PARENT}` = '{parent}'" if parent else ""
-        runs = self.client.search_runs([self.experiment], where, max_results=1)
-        return str(runs[0].info.run_id) if runs else None
+    def open_phase(self, name: str, fingerprint: str, parent: str) -> str:
+        """The child run of a phase that was trained before, whoever its parent is."""
+        run_id = self.find_phase(fingerprint)
+        if run_id is None:
+            return self.open_run(name, fingerprint, parent)
+        self._reopen(run_id)
+        return run_id
 
-    def close_run(self, run_id: str, *, ok: bool) -> None:
-        """The run is over."""
-        self.client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
+    def _reopen(self, run_id: str) -> None:
+        """RUNNING, and ours."""
+        tags = [RunTag(key, value) for key, value in owner.tags().items()]
+        self.client.log_batch(run_id, tags=tags)  # first, as a RUNNING run must have a live owner
+        self.client.update_run(run_id, status="RUNNING")
+        data = self.client.get_run(run_id).data
+        if ENDED_BY in data.tags:
+            self.client.delete_tag(run_id, ENDED_BY)
+        self._last[run_id] = {key: self.history(run_id, key)[-1][0] for key in data.metrics}
+
+    def find_run(self, fingerprint: str, parent: str | None = None) -> str | None:
+        """Id of the newest run with this fingerprint and parent."""
+        runs = self._search(f"tags.`{FINGERPRINT}` = '{fingerprint}'")
+        found = (run for run in runs if run.data.tags.get(PARENT) == parent)
+        return next((str(run.info.run_id) for run in found), None)
+
+    def find_phase(self, fingerprint: str) -> str | None:
+        """Id of the newest child run with this fingerprint."""
+        runs = self._search(f"tags.`{FINGERPRINT}` = '{fingerprint}'")
+        found = (run for run in runs if PARENT in run.data.tags)
+        return next((str(run.info.run_id) for run in found), None)
+
+    def _search(self, where: str) -> list[Run]:
+        """Runs of the experiment, newest first."""
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment], where, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def end_dead_runs(self) -> None:
+        """Set those runs KILLED that are RUNNING though the process that owned them is dead."""
+        for run in self._search("attributes.status = 'RUNNING'"):
+            if why := owner.why_dead(run.data.tags):
+                self.client.set_tag(run.info.run_id, ENDED_BY, why)
+                self.client.set_terminated(run.info.run_id, "KILLED")
+                log.info("run %s was left RUNNING (%s); set to KILLED", run.info.run_name, why)
+
+    def keep_alive(self, run_id: str) -> None:
+        """Say that the run's owner still lives."""
+        for key, value in owner.heartbeat().items():
+            self.client.set_tag(run_id, key, value)
+
+    def close_run(self, run_id: str, status: str) -> None:
+        """The run is over: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status)
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """The recipe's dotted keys; those already there stay."""
@@ -105,31 +180,23 @@ class Tracker:
         for start in range(0, len(new), PARAMS_A_CALL):
             self.client.log_batch(run_id, params=new[start : start + PARAMS_A_CALL])
 
-    def log_rows(self, run_id: str, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Metrics by step. Steps that were logged before (a resumed run repeats some) are left out.
+    def log_rows(self, run_id: str, rows: Iterable[Row], time_ms: int) -> None:
+        """Metrics by step, first seen at that time; those told before are left out.
 
-        Raises:
-            TrackingError: MLflow did not take them.
+        After an error the same call with the same time may be made again: what MLflow took though
+        its answer was lost is the same metric to it, and is stored once.
         """
-        known, now = self._known.get(run_id, {}), int(time.time() * 1000)
-        metrics = [
-            Metric(key, float(value), now, step)
-            for step, values in rows
-            for key, value in values.items()
-            if step > known.get(key, -1)
-        ]
-        try:
-            for start in range(0, len(metrics), METRICS_A_CALL):
-                self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL])
-        except MlflowException as error:
-            raise TrackingError(f"metrics could not be sent to {self.uri}: {error}") from error
-
-    def log_scores(self, run_id: str, values: Mapping[str, float]) -> None:
-        """Metrics without a step, such as those of the final evaluation."""
-        now = int(time.time() * 1000)
-        self.client.log_batch(
-            run_id, metrics=[Metric(k, float(v), now, 0) for k, v in values.items()]
-        )
+        last = self._last.setdefault(run_id, {})
+        reached, metrics = dict(last), []
+        for step, values in rows:
+            for key, value in values.items():
+                if step > reached.get(key, -1):
+                    metrics.append(Metric(key, float(value), time_ms, step))
+                    reached[key] = step
+        for start in range(0, len(metrics), METRICS_A_CALL):
+            batch = metrics[start : start + METRICS_A_CALL]
+            self.client.log_batch(run_id, metrics=batch)
+            last |= {metric.key: metric.step for metric in batch}
 
     def log_folder(self, run_id: str, folder: Path, at: str) -> None:
         """All files of a folder as artifacts."""
@@ -160,6 +227,10 @@ class Tracker:
         """A metric by step."""
         points = self.client.get_metric_history(run_id, key)
         return sorted((m.step, m.value) for m in points)
+
+    def histories(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
+        """All metrics of a run by step."""
+        return {key: self.history(run_id, key) for key in self.client.get_run(run_id).data.metrics}
 
     @staticmethod
     @contextmanager
@@ -243,6 +314,48 @@ class Tracker:
             return Path(mlflow.artifacts.download_artifacts(f"{model_uri}/artifacts/net"))
         except (MlflowException, OSError) as error:
             raise TrackingError(f"{model_uri} cannot be had from {self.uri}: {error}") from error
+
+
+@contextmanager
+def speaking(uri: str) -> Iterator[None]:
+    """Tell what goes wrong with MLflow in our words.
+
+    Raises:
+        OutageError: it is away for now.
+        TrackingError: it refused, or cannot be used like this.
+    """
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' errors are OSErrors
+        chain = list(_chain(error))
+        says = (_says_outage(e) for e in reversed(chain))
+        if next((answer for answer in says if answer is not None), False):
+            raise OutageError(f"MLflow at {uri} is away ({_first_line(chain[-1])})") from error
+        raise TrackingError(f"MLflow at {uri} refused: {_first_line(error)}") from error
+
+
+def _says_outage(error: BaseException) -> bool | None:
+    """Whether one error of a chain means that MLflow is away; None if it does not say."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return False
+    if isinstance(error, OperationalError):
+        return not any(words in str(error) for words in NOT_AWAY)
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return bool(error.response.status_code in (408, 429) or error.response.status_code >= 500)
+    # Without an answer from a server, INTERNAL_ERROR is but the default of MLflow's exceptions.
+    codes = (*AWAY_CODES, "INTERNAL_ERROR") if isinstance(error, RestException) else AWAY_CODES
+    return isinstance(error, AWAY) or getattr(error, "error_code", None) in codes or None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came from; the last is the cause in the fewest words."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def environment() -> str:

@@ -17,6 +17,7 @@ from fcn.weights import NET
 from pipeline.specs import TrackingSpec
 from pipeline.tracking import Tracker
 from tests.conftest import TINY
+from tests.server import Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -243,6 +244,44 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     child = next(r.info.run_id for r in runs if "mlflow.parentRunId" in r.data.tags)
     assert [step for step, _ in mlflow.history(child, "train/loss")] == list(range(1, 13))
     assert [step for step, _ in mlflow.history(child, "val/mean_iu")] == [3, 6, 9, 12]
+
+
+def test_a_flow_goes_on_without_mlflow_and_tells_it_all_when_it_is_back(tmp_path) -> None:
+    """Away at the start; there after the first checkpoint."""
+    server, output = Server(tmp_path), tmp_path / "output"
+    sets = [f"tracking.uri={server.uri}", "tracking.max_wait_s=200", "finetune.epochs=2"]
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            command(tmp_path / "store", *sets), cwd=tmp_path, stdout=file, stderr=file
+        )
+    try:
+        deadline = time.monotonic() + 400
+        while not list(tmp_path.glob("store/runs/demo/*/checkpoint_*/cursor.json")):
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline, "no checkpoint appeared"
+            time.sleep(0.2)
+        server.start()
+        assert process.wait(400) == 0, output.read_text()
+        require_all_told(Tracker(TrackingSpec(uri=server.uri), tmp_path))
+    finally:
+        process.kill()
+        server.kill()
+    said = re.sub(r"\s+", " ", output.read_text())
+    assert "Connection refused" in said
+    assert "the flow goes on" in said
+    assert "models:/demo/1 took @champion" in said
+
+
+def require_all_told(mlflow: Tracker) -> None:
+    """A flow of 2 epochs of 3 steps, whole."""
+    runs = mlflow.client.search_runs([mlflow.experiment])
+    assert [r.info.status for r in runs] == ["FINISHED"] * 2
+    child = next(r.info.run_id for r in runs if "mlflow.parentRunId" in r.data.tags)
+    assert [step for step, _ in mlflow.history(child, "train/loss")] == list(range(1, 7))
+    assert [step for step, _ in mlflow.history(child, "val/mean_iu")] == [3, 6]
+    parent = next(r.info.run_id for r in runs if r.info.run_id != child)
+    artifacts = {a.path for a in mlflow.client.list_artifacts(parent)}
+    assert {"recipe.yaml", "environment.txt", "data", "transplant", "evaluation"} <= artifacts
 
 
 def test_what_cannot_fit_is_refused_before_it_starts(tmp_path) -> None:

@@ -1,42 +1,47 @@
-"""Metrics reach the sink in order, once, also when it is away for a while."""
-
-import time
+"""Metrics reach the sink in order, from the driver's node, for as long as the block lasts."""
 
 import pytest
 import ray
 
-from pipeline.errors import TrackingError
-from pipeline.telemetry import Watcher
+from pipeline import telemetry
+from pipeline.errors import ClusterError
+from pipeline.telemetry import NAMESPACE, Watcher
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def test_rows_wait_for_a_sink_that_is_away() -> None:
+def test_rows_reach_the_sink_in_the_order_in_which_they_came() -> None:
     took: list[tuple[int, dict[str, float]]] = []
-    refusals = 2
-
-    def sink(rows) -> None:
-        nonlocal refusals
-        if refusals:
-            refusals -= 1
-            raise TrackingError("away")
-        took.extend(rows)
-
-    with Watcher("FCN-8s", 5, sink) as watcher:
+    with Watcher("FCN-8s", "key", 5, took.extend) as watcher:
         for step in range(1, 6):
             ray.get(watcher.telemetry.push.remote([(step, {"train/loss": float(step)})]))
-            time.sleep(0.4)
-    assert [step for step, _ in took] == [1, 2, 3, 4, 5]
+        ray.get(watcher.telemetry.push.remote([(5, {"val/mean_iu": 0.5})]))
+    assert took == [
+        *((s, {"train/loss": float(s)}) for s in range(1, 6)),
+        (5, {"val/mean_iu": 0.5}),
+    ]
 
 
-def test_a_sink_that_stays_away_is_told_at_the_end() -> None:
-    def sink(rows) -> None:
-        raise TrackingError("gone")
+def test_others_see_the_newest_step_under_the_phases_name_until_it_ends() -> None:
+    with Watcher("FCN-8s", "seen", 9, lambda rows: None) as watcher:
+        found = ray.get_actor("telemetry-seen", namespace=NAMESPACE)
+        assert ray.get(found.step.remote()) == 0
+        ray.get(watcher.telemetry.push.remote([(3, {}), (4, {})]))
+        ray.get(watcher.telemetry.push.remote([(1, {}), (2, {})]))  # told again after a restart
+        assert ray.get(found.step.remote()) == 4
+    with Watcher("FCN-8s", "seen", 9, lambda rows: None) as watcher:
+        assert ray.get(watcher.telemetry.step.remote()) == 0
 
-    with pytest.raises(TrackingError, match="gone"), Watcher("FCN-8s", 1, sink) as watcher:
-        ray.get(watcher.telemetry.push.remote([(1, {"train/loss": 1.0})]))
+
+def test_a_phase_that_another_driver_trains_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(telemetry, "NAME_FREE_S", 0.0)
+    with (
+        Watcher("FCN-8s", "taken", 9, lambda rows: None),
+        pytest.raises(ClusterError, match="telemetry-taken is taken"),
+    ):
+        Watcher("FCN-8s", "taken", 9, lambda rows: None)
 
 
 def test_an_error_of_the_block_is_not_hidden() -> None:
-    with pytest.raises(KeyError), Watcher("FCN-8s", 1, lambda rows: None):
+    with pytest.raises(KeyError), Watcher("FCN-8s", "key", 1, lambda rows: None):
         raise KeyError
