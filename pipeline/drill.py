@@ -284,7 +284,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
 def _metrics(store: Path, phase: Step) -> dict[str, list[tuple[int, float]]]:
     """All that MLflow has of a phase but the speed, which is nobody's promise."""
     tracker = Tracker(TrackingSpec(), store)
-    run_id = tracker.find_run(phase.key)
+    run_id = tracker.find_phase(phase.key)
     assert run_id is not None
     return {
         key: points
