@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -76,28 +76,27 @@ class Training:
         )
 
     def step(self) -> int:
-        """The newest step of the phase that anybody has heard of; -1 before the first."""
-        try:
-            return self._ask("step")
-        except (ValueError, ray.exceptions.RayActorError):  # not there yet, or gone with its driver
-            return -1
+        """The newest step of the phase that anybody has heard of; 0 before the first."""
+        return self._ask("step") or 0
 
     def workers(self) -> list[Worker]:
-        """Where they are."""
-        return self._ask("workers")
+        """Where they are; none before they begin."""
+        return self._ask("workers") or []
 
     def _ask(self, question: str) -> Any:  # noqa: ANN401 - whatever the actor answers
-        telemetry = ray.get_actor(telemetry_name(self.phase.key), namespace=NAMESPACE)
-        return ray.get(getattr(telemetry, question).remote())
+        try:
+            telemetry = ray.get_actor(telemetry_name(self.phase.key), namespace=NAMESPACE)
+            return ray.get(getattr(telemetry, question).remote())
+        except (ValueError, ray.exceptions.RayActorError):  # not there yet, or gone with its driver
+            return None
 
     def wait_for(self, step: int) -> bool:
         """Until the phase has come that far; False if the command ended before."""
-        for _ in self._ticks():
-            if self.step() >= step:
-                return True
-            if self.process.poll() is not None:
-                return False
-        return False
+        return self._wait_until(lambda: self.step() >= step)
+
+    def wait_for_others(self, workers: list[Worker]) -> bool:
+        """Until others are in their place; False if the command ended before."""
+        return self._wait_until(lambda: bool(now := self.workers()) and now != workers)
 
     def finish(self) -> int:
         """Until the command has ended; its exit code."""
@@ -108,13 +107,16 @@ class Training:
         self.output.seek(0)
         return self.output.read().decode(errors="replace")
 
-    def _ticks(self) -> Iterator[None]:
+    def _wait_until(self, condition: Callable[[], bool]) -> bool:
         end = time.monotonic() + PATIENCE_S
-        while time.monotonic() < end:
-            yield
+        while not condition():
+            if self.process.poll() is not None:
+                return False
+            if time.monotonic() > end:
+                self.process.kill()
+                raise ClusterError(f"nothing moved for {PATIENCE_S:g} s:\n{self.said()[-2000:]}")
             time.sleep(POLL_S)
-        self.process.kill()
-        raise ClusterError(f"nothing moved for {PATIENCE_S:g} s:\n{self.said()[-2000:]}")
+        return True
 
 
 @dataclass(frozen=True)
@@ -192,17 +194,18 @@ class Drill:
             if not training.wait_for(aim):
                 _require(training.finish() == 0, training)
                 continue
-            step, began = training.step(), time.monotonic()
+            step, workers, began = training.step(), training.workers(), time.monotonic()
             FAULTS[fault](training)
-            if fault not in SURVIVED:
-                code = training.finish()
-                if code == 0:  # it was over before the fault came
-                    continue
+            if fault in SURVIVED:
+                hit = training.wait_for_others(workers)
+            else:
+                hit = training.finish() != 0
                 training.start()
+            step = max(step, training.step())
             came_back = training.wait_for(step + 1)
             back_s = time.monotonic() - began
             _require(training.finish() == 0, training)
-            if came_back or step == num_steps:
+            if hit and (came_back or step == num_steps):
                 outcome = self._compare(training, fault, step, num_steps, back_s)
                 words = "%s at step %d of %d: back after %.1f s, %s"
                 verdict = "equal" if outcome.equal else "DIFFERS"

@@ -45,7 +45,7 @@ class Ground:
             for _ in range(self.spec.max_workers + 1):
                 self.add_node()
         ray.init(
-            self.address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False
+            self.address, namespace=NAMESPACE, logging_level=logging.CRITICAL, log_to_driver=False
         )
 
     def add_node(self) -> None:

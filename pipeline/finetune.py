@@ -38,13 +38,13 @@ from pipeline.checkpoints import (
     tidy,
 )
 from pipeline.cluster import run_config, scaling, set_threads
-from pipeline.errors import ClusterError, PipelineError, StoppedError, TrainingError
+from pipeline.errors import ClusterError, PipelineError, StoppedError, StoreError, TrainingError
 from pipeline.loop import Phase, Team, Wish
 from pipeline.recipe import Recipe
 from pipeline.sampler import steps_per_epoch
 from pipeline.shards import Shards
 from pipeline.specs import PhaseSpec, Stride
-from pipeline.store import Store
+from pipeline.store import Store, fingerprint, says_full
 from pipeline.surgery import blueprint, require_receipt, start_net
 from pipeline.telemetry import Sink, Watcher, Worker
 
@@ -85,6 +85,10 @@ class RayKeeper:
         self._asked = telemetry.wanted.remote() if rank == 0 else None
         self._looked = time.monotonic()
         self._heeded: Any = None
+        # What a killed worker left half written on this machine is in nobody's way but the disk's.
+        self._scratch = Path(tempfile.gettempdir()) / f"fcn-checkpoint-{fingerprint(str(run))}"
+        if rank == 0:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def restore(self, net: FCN, optimizer: Optimizer) -> Cursor:
         """From the newest checkpoint that is sound; rank 0 looks, so that all take the same."""
@@ -99,9 +103,10 @@ class RayKeeper:
         checkpoint = None
         if self.rank == 0:
             train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
-            scratch = tempfile.mkdtemp(prefix="fcn-checkpoint-")
-            save_state(Path(scratch), net, optimizer, cursor)
-            checkpoint = Checkpoint.from_directory(scratch)
+            folder = self._scratch / str(cursor.step)
+            folder.mkdir(parents=True)
+            save_state(folder, net, optimizer, cursor)
+            checkpoint = Checkpoint.from_directory(folder)
         train.report(
             {"step": float(cursor.step)},
             checkpoint=checkpoint,
@@ -170,6 +175,7 @@ def run(
         WeightsError: the start has no receipt that matches it.
         TrainingError: the loss is not finite.
         ClusterError: workers were lost more often than cluster.max_failures allows.
+        StoreError: the disk is full.
         StoppedError: SIGTERM came; what was done is in a checkpoint.
     """
     if job.receipt is not None:
@@ -194,7 +200,7 @@ def run(
         run_config=run_config(recipe.cluster, folder, KEPT),
     )
     with watcher, _checkpoint_on_sigterm(watcher):
-        done = _fit(trainer).return_value
+        done = _fit(trainer, folder).return_value
     if isinstance(done, str):
         raise TrainingError(done)
     if done < steps:
@@ -204,13 +210,19 @@ def run(
     return _publish(recipe, store, key, job.phase.stride, folder)
 
 
-def _fit(trainer: TorchTrainer) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
+def _fit(trainer: TorchTrainer, folder: Path) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
     try:
         return trainer.fit()
     except train.WorkerGroupError as error:
         ours = [e for e in error.worker_failures.values() if isinstance(e, PipelineError)]
         if ours:
             raise ours[0] from error
+        if any(says_full(e) for e in error.worker_failures.values()):
+            raise StoreError(
+                f"no room for a checkpoint in {folder} or {tempfile.gettempdir()}; free some "
+                "(`fcn-pipeline gc` shows what nothing refers to) and type the same command again: it "
+                "goes on from the last checkpoint"
+            ) from error
         raise ClusterError(f"the workers failed too often: {error}") from error
     except train.TrainingFailedError as error:
         raise ClusterError(f"Ray could not train: {error}") from error

@@ -304,7 +304,9 @@ class Phase:
         every = self.spec.checkpoint_every_steps
         if validate or wish != "go on" or (every and cursor.step % every == 0):
             require_finite(self.net, cursor.step)
+            began = time.perf_counter()
             keeper.save(self.net, optimizer, cursor)
+            self._tell(cursor, {"perf/saving_s": time.perf_counter() - began})
 
     def _validate(self, cursor: Cursor) -> None:
         confusion = evaluate_split(

@@ -214,11 +214,12 @@ class Store:
 def says_full(error: BaseException) -> bool:
     """Whether an error says that a disk, a quota or a file is full.
 
-    Safetensors and Ray pass on the system's words, but not its number.
+    Safetensors and Ray pass on the system's words, but not its number; torch has words of its own.
     """
     if isinstance(error, OSError) and error.errno in FULL:
         return True
-    return any(os.strerror(number) in str(error) for number in FULL)
+    words = (*map(os.strerror, FULL), "unexpected pos")
+    return any(each in str(error) for each in words)
 
 
 def bytes_of(path: Path) -> int:

@@ -1,0 +1,141 @@
+"""What a run survives, on a real Ray: the drill, elastic workers, full disks."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fcn.weights import NET
+from pipeline.checkpoints import newest, read_best
+from pipeline.drill import Training
+from pipeline.faults import Ground, kill_node
+from pipeline.flow import plan
+from pipeline.loop import Phase
+from pipeline.recipe import load_recipe
+from pipeline.shards import Shards
+from pipeline.specs import ClusterSpec, TrackingSpec
+from pipeline.store import Store
+from pipeline.surgery import start_net
+from pipeline.tracking import Tracker
+from tests.conftest import TINY
+from tests.pipeline.test_loop import FolderKeeper
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+
+
+def command(verb: str, *values: str) -> list[str]:
+    sets = [f"--set={value}" for value in (*TINY, *values)]
+    return [sys.executable, "-m", "pipeline", verb, "demo", *sets]
+
+
+def test_a_drill_finds_no_difference(tmp_path) -> None:
+    """A worker killed, a node lost, a checkpoint damaged, SIGTERM: each in a training of its own."""
+    values = ("finetune.epochs=8", "finetune.checkpoint_every_steps=2", f"store={tmp_path}/store")
+    faults = ["--faults", "worker,node,damaged,sigterm"]
+    clean = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [*command("drill", *values), *faults], capture_output=True, text=True, env=clean
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 4 equal to the undisturbed training" in done.stdout
+    assert len(re.findall(r" of 24 .* equal .* equal ", done.stdout)) == 4
+
+
+def until(condition, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkeypatch) -> None:
+    """Two workers, one when a node is lost, two when one comes: the mathematics of one process."""
+    values = (
+        *TINY,
+        "finetune.epochs=60",
+        "finetune.validate_every_epochs=20",
+        "finetune.checkpoint_every_steps=10",
+        "finetune.optimizer.kind=sgd",
+        "cluster.num_workers=[1, 2]",
+        "cluster.resize_every_s=4",
+    )
+    recipe = load_recipe("demo", [*values, f"store={tmp_path}/store"])
+    phases = [step for step in plan(recipe, Store(recipe.store)) if step.stage == "finetune"]
+    ground = Ground(ClusterSpec(num_workers=1), None)
+    ground.start()
+    try:
+        arguments = ["demo", *(f"--set={value}" for value in values)]
+        training = Training(ground, arguments, tmp_path / "store", phases, "demo")
+        training.start()
+        assert training.wait_for(5), training.said()
+        assert len(training.workers()) == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(ground, "add_node", lambda: None)
+            kill_node(training)
+        until(lambda: len(training.workers()) == 1)
+        assert training.wait_for(training.step() + 1), training.said()
+        ground.add_node()
+        until(lambda: len(training.workers()) == 2)
+        assert training.finish() == 0, training.said()
+    finally:
+        ground.stop()
+
+    key, tracker = phases[0].key, Tracker(TrackingSpec(), tmp_path / "store")
+    steps = [step for step, _ in tracker.history(tracker.find_phase(key), "train/loss")]
+    assert steps == list(range(1, 181))
+    theirs = load_file(newest(training.run)[0] / NET)
+    for name, tensor in trained_alone(recipe, tmp_path).state_dict().items():
+        assert torch.allclose(tensor, theirs[name], rtol=1e-3, atol=1e-4), name
+
+
+def trained_alone(recipe, folder: Path):
+    """The same phase in this process, from the same weights and shards."""
+    files = {s: sorted(recipe.store.glob(f"datasets/*/{s}-*.arrow")) for s in ("train", "val")}
+    start = next((recipe.store / "weights").iterdir())
+    alone = Phase(
+        start_net(recipe, 8, start),
+        *(recipe.finetune, recipe.phases[0], recipe.seed),
+        *(Shards(files["train"]), Shards(files["val"])),
+    )
+    alone.run(FolderKeeper(folder / "alone"))
+    return alone.net
+
+
+def mount(folder: Path, size: str) -> bool:
+    folder.mkdir(exist_ok=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
+    )
+    return made.returncode == 0
+
+
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(tmp_path) -> None:
+    """The first checkpoints fit, a later one does not; the same command with room ends well."""
+    disk = tmp_path / "disk"
+    if not mount(disk, "150m"):
+        pytest.skip("may not mount a small disk here")
+    try:
+        values = ("finetune.epochs=3", "finetune.checkpoint_every_steps=1", "cluster.address=local")
+        values = (*values, f"store={disk}/store", "cluster.max_failures=0")
+        full = disk / "filler"
+        done = subprocess.run(command("ingest", *values), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        full.write_bytes(bytes(60 << 20))
+        done = subprocess.run(command("evaluate", *values), capture_output=True, text=True)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "StoreError: no room for a checkpoint in" in done.stderr
+        assert "Traceback" not in done.stderr.partition("StoreError")[2]
+        assert not list((disk / "store" / "nets").glob("*"))
+        full.unlink()
+        done = subprocess.run(command("evaluate", *values), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        run = next((disk / "store" / "runs" / "demo").glob("*/"))
+        assert read_best(newest(run)[0]) is not None
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
