@@ -275,7 +275,7 @@ class ClusterSpec(Spec):
 
     address: str | None = None
     """Of a running Ray; without one, the Ray that RAY_ADDRESS names or a local one."""
-    num_workers: Positive | tuple[Positive, Positive] = 2
+    num_workers: int | tuple[int, int] = 2
     """A number, or [min, max]: then the run goes on with fewer when a node is lost and grows again."""
     resize_every_s: PositiveFloat = 60.0
     """How often an elastic run looks whether there is room to grow."""
@@ -286,11 +286,12 @@ class ClusterSpec(Spec):
     max_failures: Count = 2
     """Restarts from the last checkpoint before the run gives up."""
 
-    @field_validator("num_workers")
+    @field_validator("num_workers", mode="before")
     @classmethod
-    def _ordered(cls, number: int | tuple[int, int]) -> int | tuple[int, int]:
-        if isinstance(number, tuple) and number[0] > number[1]:
-            raise ValueError(f"num_workers={list(number)} is upside down; write [min, max]")
+    def _number_or_bounds(cls, number: object) -> object:
+        bounds = number if isinstance(number, list | tuple) else (number, number)
+        if [type(n) for n in bounds] != [int, int] or not 0 < bounds[0] <= bounds[1]:
+            raise ValueError(f"num_workers={number} is neither a number above 0 nor [min, max]")
         return number
 
     @property

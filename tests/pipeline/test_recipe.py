@@ -42,6 +42,10 @@ def test_all_mistakes_are_told_at_once_with_path_value_and_rule() -> None:
     [
         (["finetune.global_batch=10"], "not a multiple of micro_batch=8; use micro_batch=5"),
         (["cluster.num_workers=3"], "gives 2 micro-batches to share; use at most 2 workers"),
+        (["cluster.num_workers=[1, 3]"], "cluster.num_workers=3 but finetune.global_batch"),
+        (["cluster.num_workers=[2, 1]"], "is neither a number above 0 nor [min, max]"),
+        (["cluster.num_workers=0"], "num_workers=0 is neither a number"),
+        (["cluster.num_workers=[1, 2, 3]"], "is neither a number above 0 nor [min, max]"),
         (["data.source=folder"], "classes lists 0; source folder needs at least 2"),
         (["transplant=null"], "finetune.init=transplant needs a transplant section"),
         (["finetune.phases=[{stride: 32, epochs: 1}]"], "give either epochs"),

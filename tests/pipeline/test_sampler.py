@@ -1,8 +1,10 @@
 """The order of all work is a pure function of names."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import sampler
 from pipeline.sampler import Plan, epoch_order, seed_of, share
 
 plans = st.builds(
@@ -43,6 +45,19 @@ def test_every_worker_has_work_in_every_step_and_a_resume_goes_on_the_same(
     assert sorted({u.step for u in whole}) == list(range(plan.num_steps))
     first = data.draw(st.integers(0, plan.num_steps))
     assert list(plan.shares(first, rank, world_size)) == [u for u in whole if u.step >= first]
+
+
+@pytest.mark.parametrize("position", [0.0, 0.5, 0.999])
+def test_a_resume_does_the_same_little_work_at_any_position(monkeypatch, position) -> None:
+    """One permutation, one step's units: nothing of what went before is gone through."""
+    plan = Plan(num_samples=100_000, global_batch=16, micro_batch=4, epochs=50, seed=0)
+    calls = []
+    for name in ("epoch_order", "share"):
+        real = getattr(sampler, name)
+        monkeypatch.setattr(sampler, name, lambda *a, f=real, n=name: (calls.append(n), f(*a))[1])
+    first = int(position * plan.num_steps)
+    assert next(plan.shares(first, 1, 2)).step == first
+    assert calls == ["epoch_order", "share"]
 
 
 @given(st.integers(0, 100), st.integers(1, 9))

@@ -162,6 +162,9 @@ def test_workers_that_cannot_fit_are_refused_with_the_arithmetic() -> None:
     with pytest.raises(ClusterError, match="2 workers need 2 GPUs, the cluster has 0"):
         require_room(ClusterSpec(use_gpu=True), {"CPU": 8})
     require_room(ClusterSpec(), {"CPU": 2})
+    require_room(ClusterSpec(num_workers=(2, 16)), {"CPU": 2})  # an elastic run starts with few
+    with pytest.raises(ClusterError, match="2 workers need 2 CPUs, the cluster has 1"):
+        require_room(ClusterSpec(num_workers=(2, 16)), {"CPU": 1})
 
 
 def test_scores_over_some_of_the_images_are_void() -> None:
