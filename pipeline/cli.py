@@ -155,7 +155,8 @@ def drill(
 ) -> None:
     """Train, train again with real faults at random steps, compare every tensor and metric.
 
-    Faults: worker, loader, node, driver, ray, sigterm, damaged (checkpoint), half (-written checkpoint).
+    Faults: worker, loader, node, preempted (node), driver, ray, sigterm, damaged and half (-written
+    checkpoint).
     Exits with 1 on any difference. Without an address the drill starts a Ray of several nodes here.
     """
     from rich.console import Console

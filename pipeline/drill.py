@@ -189,7 +189,7 @@ class Drill:
             phase = chance.choice(self.phases)
             training.aim_at(phase)
             num_steps = max(step for step, _ in self._history(phase).rows())
-            aim = chance.randrange(1, max(num_steps - attempt, 2))
+            aim = chance.randrange(1, max(num_steps // (attempt + 1), 2))
             training.start()
             if not training.wait_for(aim):
                 _require(training.finish() == 0, training)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,11 +91,26 @@ def kill_node(target: Target) -> None:
     Raises:
         ClusterError: all workers are on the head, whose loss no Ray survives.
     """
-    heads = {n["NodeID"] for n in ray.nodes() if "node:__internal_head__" in n["Resources"]}
-    victims = [worker for worker in target.workers() if worker.node not in heads]
-    if not victims:
-        raise ClusterError("all workers are on the head node; a node can only be lost beside it")
-    _kill(victims[-1].node, os.getppid)
+    _kill(_a_node_of(target), os.getppid)
+    if target.ground.ours:
+        target.ground.add_node()
+
+
+def preempt_node(target: Target) -> None:
+    """A node that holds a worker is given notice, as a spot machine is, and lost soon after.
+
+    Raises:
+        ClusterError: all workers are on the head.
+    """
+    node = _a_node_of(target)
+    _kill(node, os.getppid, NOTICE_S)  # before the notice: then the node takes no more tasks
+    notice = ["--node-id", node, "--deadline-remaining-seconds", str(NOTICE_S)]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "drill"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+    address = ray.get_runtime_context().gcs_address
+    subprocess.run(
+        [*command, "--address", address, *notice, *reason], check=True, capture_output=True
+    )
     if target.ground.ours:
         target.ground.add_node()
 
@@ -117,7 +133,7 @@ def stop_ray(target: Target) -> None:
     target.ground.start()
 
 
-def preempt(target: Target) -> None:
+def terminate(target: Target) -> None:
     """SIGTERM to the command: it saves and leaves."""
     target.process.send_signal(signal.SIGTERM)
 
@@ -144,28 +160,39 @@ def half_checkpoint(target: Target) -> None:
         shutil.copytree(folder, half, ignore=shutil.ignore_patterns(MANIFEST, "cursor.json"))
 
 
+NOTICE_S = 15
+"""From the notice to the loss of a node; real spot machines give 30 to 120."""
 FAULTS: dict[str, Callable[[Target], None]] = {
     "worker": kill_worker,
     "loader": kill_loader,
     "node": kill_node,
+    "preempted": preempt_node,
     "driver": kill_driver,
     "ray": stop_ray,
-    "sigterm": preempt,
+    "sigterm": terminate,
     "damaged": damage_checkpoint,
     "half": half_checkpoint,
 }
 """By the name that the command line takes."""
-SURVIVED = ("worker", "loader", "node")
+SURVIVED = ("worker", "loader", "node", "preempted")
 """Ray starts the workers again; after the others the command has to be typed again."""
 
 
-def _kill(node: str, find: Callable[[], int]) -> None:
+def _a_node_of(target: Target) -> str:
+    heads = {n["NodeID"] for n in ray.nodes() if "node:__internal_head__" in n["Resources"]}
+    victims = [worker.node for worker in target.workers() if worker.node not in heads]
+    if not victims:
+        raise ClusterError("all workers are on the head node; a node can only be lost beside it")
+    return victims[-1]
+
+
+def _kill(node: str, find: Callable[[], int], after_s: float = 0.2) -> None:
     """SIGKILL to a process of a node, which is found there; by a helper that outlives the node."""
 
     def there() -> None:
-        subprocess.Popen(
-            ["sh", "-c", f"sleep 0.2; kill -9 {find()}"], start_new_session=True
-        )  # not waited for: it may end this process
+        subprocess.Popen(  # not waited for: it may end this process
+            ["sh", "-c", f"sleep {after_s}; kill -9 {find()}"], start_new_session=True
+        )
 
     pinned = NodeAffinitySchedulingStrategy(node, soft=False)
     ray.get(ray.remote(there).options(num_cpus=0, scheduling_strategy=pinned).remote())

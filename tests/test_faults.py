@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fcn.weights import NET
 from pipeline.checkpoints import newest, read_best
 from pipeline.drill import Training
-from pipeline.faults import Ground, kill_node
+from pipeline.faults import Ground, preempt_node
 from pipeline.flow import plan
 from pipeline.loop import Phase
 from pipeline.recipe import load_recipe
@@ -55,12 +55,11 @@ def until(condition, seconds: float = 300) -> None:
 
 
 def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkeypatch) -> None:
-    """Two workers, one when a node is lost, two when one comes: the mathematics of one process."""
+    """Two workers; one is given notice and lost; another comes: the mathematics of one process."""
     values = (
         *TINY,
         "finetune.epochs=60",
         "finetune.validate_every_epochs=20",
-        "finetune.checkpoint_every_steps=10",
         "finetune.optimizer.kind=sgd",
         "cluster.num_workers=[1, 2]",
         "cluster.resize_every_s=4",
@@ -77,7 +76,9 @@ def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkey
         assert len(training.workers()) == 2
         with monkeypatch.context() as patch:
             patch.setattr(ground, "add_node", lambda: None)
-            kill_node(training)
+            preempt_node(training)
+        until(lambda: newest(training.run)[0] is not None)
+        assert len(training.workers()) == 2  # the notice, not the loss, led to the checkpoint
         until(lambda: len(training.workers()) == 1)
         assert training.wait_for(training.step() + 1), training.said()
         ground.add_node()
