@@ -161,6 +161,7 @@ class Drill:
         """The outcomes, one by one."""
         chance = random.Random(seed)
         shutil.rmtree(self.folder, ignore_errors=True)
+        Tracker(TrackingSpec(), self.folder / "empty")  # made once, copied for each training
         self.ground.start()
         try:
             self.reference = self._training("reference", "")
@@ -175,6 +176,7 @@ class Drill:
     def _training(self, name: str, fault: str) -> Training:
         store = self.folder / name
         store.mkdir(parents=True)
+        shutil.copy(self.folder / "empty" / "mlflow.db", store)
         if name != "reference":  # data and pretrained weights are not drilled: they are shared
             for kind in ("datasets", "weights"):
                 if (self.folder / "reference" / kind).exists():
@@ -210,6 +212,8 @@ class Drill:
                 words = "%s at step %d of %d: back after %.1f s, %s"
                 verdict = "equal" if outcome.equal else "DIFFERS"
                 log.info(words, fault, step, num_steps, back_s, verdict)
+                if outcome.equal:  # what differs stays, to be looked at
+                    shutil.rmtree(training.store)
                 return outcome
         raise ClusterError(f"fault {fault} came too late {ATTEMPTS} times; train for more steps")
 
