@@ -129,7 +129,12 @@ def load_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer) -> Curs
     net.load_state_dict(load_file(folder / NET))
     state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state)
-    return Cursor(_plain(folder)["step"], read_best(folder), History.read(folder / HISTORY))
+    return Cursor(step_of(folder), read_best(folder), History.read(folder / HISTORY))
+
+
+def step_of(folder: Path) -> int:
+    """How many steps were done when it was written."""
+    return int(_plain(folder)["step"])
 
 
 def read_best(folder: Path) -> Best | None:

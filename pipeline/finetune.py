@@ -35,6 +35,7 @@ from pipeline.checkpoints import (
     newest,
     read_best,
     save_state,
+    step_of,
     tidy,
 )
 from pipeline.cluster import run_config, scaling, set_threads
@@ -203,11 +204,17 @@ def run(
         done = _fit(trainer, folder).return_value
     if isinstance(done, str):
         raise TrainingError(done)
+    last, _ = newest(folder)
+    if last is None or step_of(last) < done:
+        raise ClusterError(
+            f"the checkpoint of step {done} did not reach {folder}; the same command goes on from the "
+            "one before"
+        )
     if done < steps:
         raise StoppedError(
             f"stopped after step {done} of {steps}, which is in a checkpoint; the same command goes on"
         )
-    return _publish(recipe, store, key, job.phase.stride, folder)
+    return _publish(recipe, store, key, job.phase.stride, last)
 
 
 def _fit(trainer: TorchTrainer, folder: Path) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
@@ -226,6 +233,10 @@ def _fit(trainer: TorchTrainer, folder: Path) -> Any:  # noqa: ANN401 - its type
         raise ClusterError(f"the workers failed too often: {error}") from error
     except train.TrainingFailedError as error:
         raise ClusterError(f"Ray could not train: {error}") from error
+    except ray.exceptions.RayActorError as error:
+        raise ClusterError(
+            f"Ray Train's controller was lost: {error}; the same command goes on from its checkpoint"
+        ) from error
 
 
 @contextmanager
@@ -246,10 +257,8 @@ def _checkpoint_on_sigterm(watcher: Watcher) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _publish(recipe: Recipe, store: Store, key: str, stride: Stride, run: Path) -> TrainedNet:
+def _publish(recipe: Recipe, store: Store, key: str, stride: Stride, last: Path) -> TrainedNet:
     """The best net, with its classes and the history of its training, apart from what training needs."""
-    last, _ = newest(run)
-    assert last is not None
     best = read_best(last)
     assert best is not None
     trained = TrainedNet(folder=store.folder("nets", key), steps=best.step, metrics=best.metrics)

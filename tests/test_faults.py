@@ -47,6 +47,31 @@ def test_a_drill_finds_no_difference(tmp_path) -> None:
     assert len(re.findall(r" of 24 .* equal .* equal ", done.stdout)) == 3
 
 
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path) -> None:
+    values = (
+        "finetune.optimizer.kind=sgd",
+        "finetune.optimizer.lr=1.0e+30",
+        "finetune.init=scratch",
+    )
+    where = (
+        f"store={tmp_path}/store",
+        "cluster.address=local",
+        "finetune.checkpoint_every_steps=1",
+    )
+    done = subprocess.run(
+        command("finetune", *values, *where, "finetune.schedule.warmup_steps=0"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    said = re.sub(r"\s+", " ", done.stderr)
+    assert re.search(r"TrainingError: .* (not finite after step 1|became \w+ at step [12])", said)
+    assert not list((tmp_path / "store").glob("runs/demo/*/checkpoint_*"))
+    tracker = Tracker(TrackingSpec(), tmp_path / "store")
+    statuses = [r.info.status for r in tracker.client.search_runs([tracker.experiment])]
+    assert statuses == ["FAILED", "FAILED"]
+
+
 def until(condition, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
