@@ -160,18 +160,19 @@ class Drill:
     def hold(self, faults: Sequence[str], times: int, seed: int) -> Iterator[Outcome]:
         """The outcomes, one by one."""
         chance = random.Random(seed)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        Tracker(TrackingSpec(), self.folder / "empty")  # made once, copied for each training
-        self.ground.start()
-        try:
-            self.reference = self._training("reference", "")
-            self.reference.start()
-            _require(self.reference.finish() == 0, self.reference)
-            for number in range(times):
-                for fault in faults:
-                    yield self._trial(f"{number}-{fault}", fault, chance)
-        finally:
-            self.ground.stop()
+        with Store(self.recipe.store).flow("drill"):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            Tracker(TrackingSpec(), self.folder / "empty")  # made once, copied for each training
+            self.ground.start()
+            try:
+                self.reference = self._training("reference", "")
+                self.reference.start()
+                _require(self.reference.finish() == 0, self.reference)
+                for number in range(times):
+                    for fault in faults:
+                        yield self._trial(f"{number}-{fault}", fault, chance)
+            finally:
+                self.ground.stop()
 
     def _training(self, name: str, fault: str) -> Training:
         store = self.folder / name

@@ -36,6 +36,7 @@ def find_garbage(store: Store) -> list[Garbage]:
     kept = reachable(named | set(results["models"]), made_of)
     useless = [
         *_drafts(store),
+        *_drill(store),
         *_unreached(store, results, kept),
         *_checkpoints(store, named, results["nets"]),
     ]
@@ -100,6 +101,12 @@ def _drafts(store: Store) -> Found:
         for path in sorted(store.root.glob(f"{place}/{DRAFT}*")):
             name = str(path.relative_to(store.root))
             yield "draft", name, path, "unfinished; its process is gone"
+
+
+def _drill(store: Store) -> Found:
+    """A drill that is over leaves its trainings to be looked at."""
+    if (path := store.root / "drill").is_dir():
+        yield "drill", "drill", path, "a drill that is over"
 
 
 def _unreached(store: Store, results: Mapping[str, Iterable[str]], kept: Container[str]) -> Found:

@@ -142,6 +142,14 @@ def test_results_of_unknown_origin_stay_together_while_one_of_them_is_referred_t
     assert {each.name for each in find_garbage(store)} == {"d", "n"}
 
 
+def test_what_a_drill_left_goes_but_not_under_its_feet(store) -> None:
+    (store.root / "drill" / "0-worker-0").mkdir(parents=True)
+    with store.flow("drill"):
+        assert "flow-drill is held by" in gc(store, "--yes").output
+    assert "a drill that is over" in gc(store, "--yes").output
+    assert not (store.root / "drill").exists()
+
+
 def test_nothing_is_removed_while_a_flow_is_at_work(store) -> None:
     put_flow(store, "a")
     put(store, "nets", "old", ())
