@@ -147,6 +147,12 @@ class Drill:
     """A reference and its repetitions; each in a folder of the recipe's store, on one Ray."""
 
     def __init__(self, recipe: Recipe, arguments: Sequence[str], tolerance: float) -> None:
+        weights = recipe.transplant.weights if recipe.transplant else ""
+        if weights.startswith(("run:", "models:/")):
+            raise RecipeError(
+                f"transplant.weights={weights} is in this store, a drill trains in stores of its own; "
+                "drill with package, torchvision or a file"
+            )
         self.recipe, self.tolerance = recipe, tolerance
         local = ["--set=tracking.uri=null", "--set=evaluate.num_pictures=0"]
         self.arguments = [*arguments, *local]

@@ -95,6 +95,19 @@ def test_predicting_with_a_model_that_is_not_there_is_an_error(tmp_path) -> None
     assert "holds no net" in done.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--faults", "worker,flood"], "--faults: flood is none of worker, loader, node"),
+        (["--set", "transplant.weights=run:demo"], "a drill trains in stores of its own"),
+    ],
+)
+def test_a_drill_that_cannot_be_held_is_refused(arguments, words, tmp_path) -> None:
+    done = call("drill", "demo", "--set", f"store={tmp_path}", *arguments)
+    assert done.exit_code == 2
+    assert words in done.output
+
+
 @pytest.mark.parametrize("module", ["pipeline", "tuning"])
 def test_python_dash_m_does_the_same(module) -> None:
     done = subprocess.run(
