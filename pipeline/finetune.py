@@ -31,6 +31,7 @@ from pipeline.checkpoints import (
     KEPT,
     Cursor,
     Metrics,
+    Row,
     load_state,
     newest,
     read_best,
@@ -83,7 +84,7 @@ class RayKeeper:
 
     def __init__(self, rank: int, run: Path, telemetry: Any) -> None:  # noqa: ANN401 - Ray's handle
         self.rank, self.run, self.telemetry = rank, run, telemetry
-        self._asked = telemetry.wanted.remote() if rank == 0 else None
+        self._answer: Any = None
         self._looked = time.monotonic()
         self._heeded: Any = None
         # What a killed worker left half written on this machine is in nobody's way but the disk's.
@@ -114,24 +115,21 @@ class RayKeeper:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         )
 
+    def tell(self, rows: list[Row]) -> None:
+        """Metrics, from rank 0; the answer is looked at when it has come."""
+        self._answer = self.telemetry.push.remote(rows)
+
     def noticed(self) -> bool:
         """The driver wants to leave, or it is time to look whether a node is about to go."""
-        if self._asked is None:
+        if self._answer is None:
             return False
-        if time.monotonic() - self._looked > LOOK_EVERY_S:
-            return True
-        done, _ = ray.wait([self._asked], timeout=0)
-        if done and not (wanted := ray.get(self._asked)):
-            self._asked = self.telemetry.wanted.remote()
-        return bool(done and wanted)
+        late = time.monotonic() - self._looked > LOOK_EVERY_S
+        return late or (bool(ray.wait([self._answer], timeout=0)[0]) and ray.get(self._answer))
 
     def wish(self) -> Wish:
         """Leave if the driver says so; save, once, if a node has been given notice."""
         self._looked = time.monotonic()
-        leave = broadcast_from_rank_zero(
-            ray.get(self.telemetry.wanted.remote()) if self.rank == 0 else None
-        )
-        if leave:
+        if broadcast_from_rank_zero(self._answer is not None and ray.get(self._answer)):
             return "leave"
         notice = train.get_preemption_info()
         if notice == self._heeded:
@@ -149,6 +147,7 @@ def train_worker(config: dict[str, Any]) -> int | str:
     team = Team(context.get_world_rank(), context.get_world_size(), get_device())
     node = ray.get_runtime_context().get_node_id()
     telemetry.here.remote(Worker(team.rank, node, os.getpid()), team.size)
+    keeper = RayKeeper(team.rank, config["run"], telemetry)
     phase = Phase(
         net=start_net(recipe, config["phase"]["stride"], config["start"]),
         spec=recipe.finetune,
@@ -158,10 +157,10 @@ def train_worker(config: dict[str, Any]) -> int | str:
         val=Shards(config["val"]),
         team=team,
         num_loaders=recipe.cluster.loader_workers,
-        emit=lambda rows: telemetry.push.remote(rows),
+        emit=keeper.tell,
     )
     try:
-        return phase.run(RayKeeper(team.rank, config["run"], telemetry)).step
+        return phase.run(keeper).step
     except TrainingError as error:
         # Raised by all workers at the same step, and again if Ray tried again: so no failure to Ray.
         return str(error)

@@ -50,10 +50,11 @@ class Telemetry:
         self._workers: dict[int, Worker] = {}
         self._step, self._leave = 0, False
 
-    def push(self, rows: list[Row]) -> None:
-        """From the worker; not waited for."""
+    def push(self, rows: list[Row]) -> bool:
+        """From rank 0, not waited for; the answer is whether the workers are to leave."""
         self._rows += rows
         self._step = max([self._step, *(step for step, _ in rows)])
+        return self._leave
 
     def step(self) -> int:
         """The newest training step that was told, 0 before the first."""
@@ -80,10 +81,6 @@ class Telemetry:
     def leave(self) -> None:
         """From the driver: the workers are to save and leave."""
         self._leave = True
-
-    def wanted(self) -> bool:
-        """To the workers: whether they are to leave."""
-        return self._leave
 
 
 def telemetry_name(key: str) -> str:

@@ -1,11 +1,13 @@
 """Metrics reach the sink in order, from the driver's node, for as long as the block lasts."""
 
+import time
+
 import pytest
 import ray
 
 from pipeline import telemetry
 from pipeline.errors import ClusterError
-from pipeline.telemetry import NAMESPACE, Watcher
+from pipeline.telemetry import NAMESPACE, Watcher, Worker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -40,6 +42,26 @@ def test_a_phase_that_another_driver_trains_is_refused(monkeypatch) -> None:
         pytest.raises(ClusterError, match="telemetry-taken is taken"),
     ):
         Watcher("FCN-8s", "taken", 9, lambda rows: None)
+
+
+def test_workers_hear_that_they_are_to_leave_and_what_they_say_is_logged(caplog) -> None:
+    with Watcher("FCN-8s", "leaving", 9, lambda rows: None) as watcher, caplog.at_level("WARNING"):
+        assert ray.get(watcher.telemetry.push.remote([(1, {})])) is False
+        watcher.telemetry.say.remote("a checkpoint is damaged")
+        watcher.leave()
+        deadline = time.monotonic() + 30
+        while not ray.get(watcher.telemetry.push.remote([(2, {})])):
+            assert time.monotonic() < deadline
+    assert "a checkpoint is damaged" in caplog.text
+
+
+def test_workers_of_a_smaller_group_take_the_place_of_a_larger_one() -> None:
+    with Watcher("FCN-8s", "workers", 9, lambda rows: None) as watcher:
+        for rank in (1, 0):
+            watcher.telemetry.here.remote(Worker(rank, "node", 10 + rank), 2)
+        assert [w.pid for w in ray.get(watcher.telemetry.workers.remote())] == [10, 11]
+        watcher.telemetry.here.remote(Worker(0, "node", 20), 1)
+        assert [w.pid for w in ray.get(watcher.telemetry.workers.remote())] == [20]
 
 
 def test_an_error_of_the_block_is_not_hidden() -> None:
