@@ -160,7 +160,7 @@ def half_checkpoint(target: Target) -> None:
         shutil.copytree(folder, half, ignore=shutil.ignore_patterns(MANIFEST, "cursor.json"))
 
 
-NOTICE_S = 15
+NOTICE_S = 10
 """From the notice to the loss of a node; real spot machines give 30 to 120."""
 FAULTS: dict[str, Callable[[Target], None]] = {
     "worker": kill_worker,
