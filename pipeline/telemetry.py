@@ -101,6 +101,7 @@ def start_telemetry(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a Teleme
     actor = Telemetry.options(  # type: ignore[attr-defined]
         name=telemetry_name(key),
         namespace=NAMESPACE,
+        enable_task_events=False,  # Ray would remember a call for each step
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
     )
     deadline = time.monotonic() + NAME_FREE_S
