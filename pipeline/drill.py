@@ -248,14 +248,15 @@ class Drill:
 
 def drill_table(outcomes: Sequence[Outcome]) -> Table:
     """A row for each fault."""
-    table = Table("fault", "at step", "back after", "tensors", "metrics", "largest", "", box=None)
+    columns = ("fault", "at step", "back after", "same tensors", "same metrics", "largest", "")
+    table = Table(*columns, box=None)
     for each in outcomes:
         table.add_row(
             each.fault,
             f"{each.step} of {each.num_steps}",
             f"{each.back_s:.1f} s",
-            f"{each.tensors - each.changed} of {each.tensors} equal",
-            f"{each.metrics - each.wrong} of {each.metrics} equal",
+            f"{each.tensors - each.changed} of {each.tensors}",
+            f"{each.metrics - each.wrong} of {each.metrics}",
             f"{each.largest:.1e}" if each.largest else "0",
             "equal" if each.equal else "[bold red]DIFFERS[/]",
         )

@@ -44,7 +44,8 @@ def test_a_drill_finds_no_difference(tmp_path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 of 3 equal to the undisturbed training" in done.stdout
-    assert len(re.findall(r" of 24 .* equal .* equal ", done.stdout)) == 3
+    for fault in ("worker", "damaged", "sigterm"):
+        assert re.search(rf"{fault} +\d+ of 24 .* (\d+) of \1 +(\d+) of \2 +0 +equal", done.stdout)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path) -> None:
