@@ -2,17 +2,17 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from fcn.weights import NET
-from pipeline.checkpoints import newest, read_best
+from pipeline.checkpoints import newest, read_best, step_of
 from pipeline.drill import Training
 from pipeline.faults import Ground, preempt_node
 from pipeline.flow import plan
@@ -66,8 +66,12 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path) -> N
     )
     assert done.returncode == 1, done.stdout + done.stderr
     said = re.sub(r"\s+", " ", done.stderr)
-    assert re.search(r"TrainingError: .* (not finite after step 1|became \w+ at step [12])", said)
-    assert not list((tmp_path / "store").glob("runs/demo/*/checkpoint_*"))
+    stop = re.search(
+        r"TrainingError: the (loss|gradient) became \w+ at step (\d), on train-0", said
+    )
+    assert stop, said
+    last, _ = newest(next((tmp_path / "store").glob("runs/demo/*/")))
+    assert step_of(last) == int(stop[2]) - 1
     tracker = Tracker(TrackingSpec(), tmp_path / "store")
     statuses = [r.info.status for r in tracker.client.search_runs([tracker.experiment])]
     assert statuses == ["FAILED", "FAILED"]
@@ -87,6 +91,7 @@ def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkey
         "finetune.epochs=60",
         "finetune.validate_every_epochs=20",
         "finetune.optimizer.kind=sgd",
+        "finetune.optimizer.lr=1.0e-5",  # so gentle that rounding is not magnified
         "cluster.num_workers=[1, 2]",
         "cluster.resize_every_s=4",
     )
@@ -117,21 +122,25 @@ def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkey
     steps = [step for step, _ in tracker.history(tracker.find_phase(key), "train/loss")]
     assert steps == list(range(1, 181))
     theirs = load_file(newest(training.run)[0] / NET)
-    for name, tensor in trained_alone(recipe, tmp_path).state_dict().items():
-        assert torch.allclose(tensor, theirs[name], rtol=1e-3, atol=1e-4), name
+    before, alone = trained_alone(recipe, tmp_path)
+    moved = max(float((alone[k] - before[k]).abs().max()) for k in before)
+    apart = max(float((alone[k] - theirs[k]).abs().max()) for k in before)
+    assert apart < moved / 1000, (apart, moved)
 
 
 def trained_alone(recipe, folder: Path):
-    """The same phase in this process, from the same weights and shards."""
+    """Weights before and after the same phase in this process, over the same shards."""
     files = {s: sorted(recipe.store.glob(f"datasets/*/{s}-*.arrow")) for s in ("train", "val")}
     start = next((recipe.store / "weights").iterdir())
+    net = start_net(recipe, 8, start)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
     alone = Phase(
-        start_net(recipe, 8, start),
+        net,
         *(recipe.finetune, recipe.phases[0], recipe.seed),
         *(Shards(files["train"]), Shards(files["val"])),
     )
     alone.run(FolderKeeper(folder / "alone"))
-    return alone.net
+    return before, net.state_dict()
 
 
 def mount(folder: Path, size: str) -> bool:
@@ -145,7 +154,7 @@ def mount(folder: Path, size: str) -> bool:
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(tmp_path) -> None:
     """The first checkpoints fit, a later one does not; the same command with room ends well."""
     disk = tmp_path / "disk"
-    if not mount(disk, "150m"):
+    if not mount(disk, "400m"):
         pytest.skip("may not mount a small disk here")
     try:
         values = ("finetune.epochs=3", "finetune.checkpoint_every_steps=1", "cluster.address=local")
@@ -153,7 +162,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(tmp_path) -> None:
         full = disk / "filler"
         done = subprocess.run(command("ingest", *values), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        full.write_bytes(bytes(60 << 20))
+        full.write_bytes(bytes(shutil.disk_usage(disk).free - (70 << 20)))
         done = subprocess.run(command("evaluate", *values), capture_output=True, text=True)
         assert done.returncode == 1, done.stdout + done.stderr
         assert "StoreError: no room for a checkpoint in" in done.stderr
