@@ -91,4 +91,4 @@ class Plan:
                 order, at = epoch_order(self.num_samples, self.seed, epoch), epoch
             units = self._units(order, step, epoch, within)
             mine = [units[i] for i in share(len(units), rank, world_size)]
-            yield from mine or [MicroPlan(step, epoch, 0, units[0].samples[:1], void=True)]
+            yield from mine or [MicroPlan(step, epoch, 0, units[0].samples, void=True)]
