@@ -90,6 +90,14 @@ class Recipe(Spec):
         """JSON values under the recipe's own keys."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def changed(self, overrides: Sequence[str]) -> Recipe:
+        """The same with `a.b=c` overrides, validated again.
+
+        Raises:
+            RecipeError: as load_recipe does.
+        """
+        return _validated(self.plain(), self.name, overrides)
+
     def to_yaml(self) -> str:
         """The resolved recipe as a file that `load_recipe` takes."""
         return yaml.safe_dump(self.plain(), sort_keys=False)
@@ -119,16 +127,17 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: all mistakes at once, each with its dotted path, value and rule.
     """
-    tree = _read(name_or_path)
+    return _validated(_read(name_or_path), name_or_path, overrides)
+
+
+def _validated(tree: dict[str, Any], source: str, overrides: Sequence[str]) -> Recipe:
     for override in overrides:
         _override(tree, override)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         mistakes = [_explain(mistake) for mistake in error.errors()]
-        raise RecipeError(
-            "\n".join([f"{name_or_path}: {_mistakes(len(mistakes))}", *mistakes])
-        ) from None
+        raise RecipeError("\n".join([f"{source}: {_mistakes(len(mistakes))}", *mistakes])) from None
 
 
 def _mistakes(count: int) -> str:
@@ -144,14 +153,29 @@ def _read(name_or_path: str) -> dict[str, Any]:
         raise RecipeError(
             f"{name_or_path}: no such recipe or file; recipes are {', '.join(recipe_names())}"
         ) from None
+    return _parse(text, name_or_path, "the sections of a recipe")
+
+
+def read_yaml(path: str, holds: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `holds` says what it should hold, for the message.
+
+    Raises:
+        RecipeError: no such file, or no mapping in it.
+    """
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} should hold {holds} but cannot be read: {error}") from None
+    return _parse(text, path, holds)
+
+
+def _parse(text: str, source: str, holds: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{name_or_path} is not YAML: {error}") from None
+        raise RecipeError(f"{source} is not YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise RecipeError(
-            f"{name_or_path} holds {type(tree).__name__}, not the sections of a recipe"
-        )
+        raise RecipeError(f"{source} holds {type(tree).__name__}, not {holds}")
     return tree
 
 

@@ -20,7 +20,7 @@ def test_the_readmes_tree_names_every_module_and_no_other() -> None:
             said |= {folder + name for name in re.findall(r"\b(\w+\.py)\b", line[:24])}
     there = {
         f"{package}/{path.name}"
-        for package in ("fcn", "pipeline")
+        for package in ("fcn", "pipeline", "tuning")
         for path in (ROOT / package).glob("*.py")
         if not path.name.startswith("__")
     }

@@ -1,0 +1,220 @@
+"""The page of a search: one file, true to the journal, whatever became of the trials."""
+
+import base64
+import io
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tuning.made import FOUR, JITTER, OWN, UPSCORE, made
+from tuning.charts import axes_of, point_map, short_names
+from tuning.records import Rung, Search, TrialBegun, TrialEnded
+from tuning.report import write_report
+from tuning.sensitivity import sensitivity
+from tuning.space import LR, WEIGHT_DECAY
+
+VOID = ("meta", "img", "br")
+
+
+class Page(HTMLParser):
+    """A page as its reader has it: text, table cells, pictures; every tag closed in its order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+        self.words: list[str] = []
+        self.links: list[str] = []
+        self.feed(path.read_text())
+        self.close()
+        assert self.open == []
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attrs) -> None:
+        assert tag != "script"
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag == "td":
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        if "style" in self.open:
+            return
+        self.words.append(data)
+        if "td" in self.open:
+            self.rows[-1][-1] += data
+
+
+def reported(search: Search, folder: Path) -> Page:
+    return Page(write_report(search, folder))
+
+
+def events(begun, *told) -> Search:
+    return Search.fold(event.model_dump_json().encode() for event in (begun, *told))
+
+
+def pictures(page: Page) -> list[Image.Image]:
+    prefix = "data:image/png;base64,"
+    assert all(link.startswith(prefix) for link in page.links)
+    return [Image.open(io.BytesIO(base64.b64decode(link[len(prefix) :]))) for link in page.links]
+
+
+def test_the_page_says_what_the_journal_says(tmp_path) -> None:
+    search = made(24)
+    best = search.best()
+    page = reported(search, tmp_path)
+    assert (
+        f"{best.mean_iu:.4f} best mean IU on the validation images, by trial {best.number}, +"
+        in (page.text)
+    )
+    assert f"--set finetune.optimizer.lr={best.point[LR]!r}" in page.text
+    for status in ("finished", "pruned", "failed"):
+        assert search.count(status) > 0
+        assert f"{search.count(status)} {status}" in page.text
+    saved = 100 * search.steps_saved / (search.steps_saved + search.steps_trained)
+    assert f"{saved:.0f} % steps saved by pruning" in page.text
+    assert "17 & others" in page.text
+
+
+def test_the_table_holds_every_trial_in_the_order_of_mean_iu(tmp_path) -> None:
+    search = made(24)
+    rows = [row for row in reported(search, tmp_path).rows if len(row) == 9]
+    assert [int(row[0].split()[-1]) for row in rows] == [t.number for t in search.ranked()]
+    scores = [float(row[1]) for row in rows if row[1]]
+    assert scores == sorted(scores, reverse=True)
+    assert [row[0].split() for row in rows if "recipe" in row[0]] == [["recipe", "0"]]
+
+
+def test_the_page_needs_nothing_else_and_its_pictures_are_those_beside_it(tmp_path) -> None:
+    page = reported(made(24), tmp_path)
+    drawn = pictures(page)
+    assert len(drawn) == 4
+    beside = [Image.open(p) for p in tmp_path.glob("*.png")]
+    assert sorted(p.size for p in drawn) == sorted(p.size for p in beside)
+    text = (tmp_path / "search.html").read_text()
+    assert "url(" not in text
+    assert "@import" not in text
+    assert not re.search(r"https?://", text)
+
+
+def test_the_same_journal_gives_the_same_page(tmp_path) -> None:
+    first, second = (write_report(made(8), tmp_path / name) for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    write_report(made(9), tmp_path / "a")
+    assert first.read_bytes() != second.read_bytes()
+    assert not list(tmp_path.rglob("*.draft"))
+
+
+def test_the_map_rings_the_trial_of_the_highest_mean_iu(tmp_path) -> None:
+    search = made(24)
+    point_map(tmp_path / "map.png", search, [LR, WEIGHT_DECAY])
+    rgb = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
+    ring = np.argwhere(np.abs(rgb - (0xD1, 0x49, 0x5B)).sum(-1) < 12)
+    rows, columns = ring[ring[:, 0] < 0.8 * len(rgb)].T  # without the legend
+    best = rgb[(rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2]
+    assert np.abs(best - (253, 231, 37)).max() < 4  # the highest of viridis
+
+
+def test_one_trial_makes_a_page(tmp_path) -> None:
+    page = reported(made(1), tmp_path)
+    assert "by trial 0, the recipe as it is" in page.text
+    assert "1 trial over" in page.text
+    assert "too few to tell" in page.text
+    assert len(pictures(page)) == 3
+
+
+def test_a_search_of_failures_says_so(tmp_path) -> None:
+    told = []
+    for number in range(3):
+        point = {**OWN, LR: 10.0 ** (number - 4)}
+        why = "worker <0> ran out of memory & died"
+        told += [
+            TrialBegun(number=number, point=point),
+            TrialEnded(number=number, status="failed", reason=why, seconds=4000, steps=0),
+        ]
+    page = reported(events(made(0).begun, *told), tmp_path)
+    assert "No trial came through" in page.text
+    assert "worker <0> ran out of memory & died" in page.text
+    assert "1 h 06 min" in page.text
+    assert len(pictures(page)) == 1
+
+
+def test_a_search_before_its_first_trial_makes_a_page(tmp_path) -> None:
+    page = reported(made(0), tmp_path)
+    assert "0 trials over lr, weight decay, jitter, upscore" in page.text
+    assert "No score yet" in page.text
+    assert pictures(page) == []
+
+
+def test_a_search_that_is_under_way_does_not_claim_an_end(tmp_path) -> None:
+    told = [TrialBegun(number=0, point=OWN), Rung(number=0, step=20, mean_iu=0.3)]
+    page = reported(events(made(0).begun, *told), tmp_path)
+    assert "1 trial not over yet" in page.text
+    assert "It is running after step 20 of 200; no trial has finished" in page.text
+
+
+CROP = "finetune.augment.crop_px"
+CATEGORIES = {
+    UPSCORE: {"choice": ["fixed", "learned"]},
+    CROP: {"choice": [[96, 96], [120, 160]]},
+    "finetune.batch_norm": {"choice": [None, "frozen"]},
+}
+
+
+@pytest.mark.parametrize(
+    "space",
+    [CATEGORIES, {JITTER: FOUR[JITTER]}, {UPSCORE: CATEGORIES[UPSCORE]}],
+    ids=["choices", "one-number", "one-choice"],
+)
+def test_spaces_of_any_kind_make_a_page(tmp_path, space) -> None:
+    page = reported(made(12, space, lambda p: 0.5), tmp_path)
+    assert len(pictures(page)) == 4
+    if CROP in space:
+        assert "--set 'finetune.augment.crop_px=[" in page.text
+
+
+def test_a_recipes_own_value_outside_the_space_is_drawn_too(tmp_path) -> None:
+    own = {**OWN, WEIGHT_DECAY: 0.0, LR: 0.5, UPSCORE: "other"}
+    told = [
+        TrialBegun(number=0, point=own),
+        *(Rung(number=0, step=s, mean_iu=0.3) for s in (20, 60, 200)),
+        TrialEnded(number=0, status="finished", seconds=1, steps=200),
+    ]
+    page = reported(events(made(0).begun, *told), tmp_path)
+    assert "by trial 0" in page.text
+
+
+def test_the_map_is_of_rate_and_decay_or_of_what_mattered_most() -> None:
+    assert axes_of(made(24), None) == [LR, WEIGHT_DECAY]
+    space = {UPSCORE: FOUR[UPSCORE], WEIGHT_DECAY: FOUR[WEIGHT_DECAY], JITTER: FOUR[JITTER]}
+    search = made(24, space, lambda p: 0.7 - p[JITTER])
+    assert axes_of(search, sensitivity(search))[0] == JITTER
+    assert axes_of(search, None) == [UPSCORE, WEIGHT_DECAY]
+
+
+def test_short_names_never_hide_which_key_is_meant() -> None:
+    keys = ["finetune.schedule.kind", "finetune.optimizer.kind", LR]
+    assert list(short_names(keys).values()) == [*keys[:2], "lr"]
+
+
+def test_text_from_outside_cannot_become_markup(tmp_path) -> None:
+    evil = '<script>alert("x")</script>'
+    begun = made(0).begun.model_copy(update={"recipe": evil, "sampler": evil})
+    told = [
+        TrialBegun(number=0, point={**OWN, UPSCORE: evil}),
+        TrialEnded(number=0, status="failed", reason=evil, seconds=1, steps=0),
+    ]
+    path = write_report(events(begun, *told), tmp_path)
+    assert Page(path).text.count(evil) >= 3
+    assert evil in unescape(path.read_text())
