@@ -122,4 +122,4 @@ def test_the_search_says_that_it_is_missing_and_what_to_do() -> None:
     done = CliRunner().invoke(tune, ["search", "demo"])
     assert done.exit_code == 1
     assert "not in this version" in done.output
-    assert "--set finetune.optimizer.lr" in done.output
+    assert "fcn-tune space demo" in done.output

@@ -34,6 +34,17 @@ def made(
     truth: Callable[[Point], float] = peak,
     noise: float = 0.02,
 ) -> Search:
+    """What the events tell."""
+    told = events_of(count, space, truth, noise)
+    return Search.fold(event.model_dump_json().encode() for event in told)
+
+
+def events_of(
+    count: int,
+    space: dict[str, Any] | None = None,
+    truth: Callable[[Point], float] = peak,
+    noise: float = 0.02,
+) -> list[Any]:
     """A search in which half of the trials are pruned at each rung; rates above 0.013 diverge."""
     searched = parse_space(space or FOUR, "made")
     rng = np.random.default_rng(5)
@@ -53,7 +64,7 @@ def made(
             point = {key: OWN.get(key, value) for key, value in point.items()}
         events.append(TrialBegun(number=number, point=point))
         events += _told(number, point, truth(point), rng, seen, noise)
-    return Search.fold(event.model_dump_json().encode() for event in events)
+    return events
 
 
 def _told(
