@@ -24,9 +24,9 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from fcn.weights import NET
-from pipeline.checkpoints import HISTORY, OPTIMIZER, History, newest
+from pipeline.checkpoints import HISTORY, MANIFEST, OPTIMIZER, History, newest
 from pipeline.errors import ClusterError, RecipeError
-from pipeline.faults import FAULTS, SURVIVED, Ground
+from pipeline.faults import FAULTS, SPOILS, SURVIVED, Ground
 from pipeline.flow import Step, plan
 from pipeline.recipe import Recipe
 from pipeline.specs import TrackingSpec
@@ -40,7 +40,7 @@ POLL_S = 0.02
 PATIENCE_S = 1800.0
 """Longest that a training is waited for."""
 ATTEMPTS = 5
-"""A fault that came too late, after the last step, is tried again."""
+"""So many trainings may end before any fault came."""
 
 
 @dataclass
@@ -94,6 +94,10 @@ class Training:
         """Until the phase has come that far; False if the command ended before."""
         return self._wait_until(lambda: self.step() >= step)
 
+    def wait_for_checkpoint(self) -> bool:
+        """Until there is a whole one; False if the command ended before."""
+        return self._wait_until(lambda: any(self.run.glob(f"checkpoint_*/{MANIFEST}")))
+
     def wait_for_others(self, workers: list[Worker]) -> bool:
         """Until others are in their place; False if the command ended before."""
         return self._wait_until(lambda: bool(now := self.workers()) and now != workers)
@@ -120,14 +124,21 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A faulted training beside the undisturbed one."""
+class Hit:
+    """A fault that came while there was something to disturb."""
 
     fault: str
     step: int
     num_steps: int
     back_s: float
     """From the fault until a step was done that had not been done before."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A faulted training beside the undisturbed one."""
+
+    hits: list[Hit]
     tensors: int
     changed: int
     """Tensors, of the nets and of the optimiser, that differ by more than the tolerance."""
@@ -135,11 +146,11 @@ class Outcome:
     wrong: int
     """Metric values in MLflow that differ, are missing or are there twice."""
     largest: float
-    """Greatest difference, relative where a tensor or a metric is greater than 1."""
+    """Greatest difference, relative where a tensor is greater than 1."""
 
     @property
     def equal(self) -> bool:
-        """Whether nothing shows that there was a fault."""
+        """Whether nothing shows that there were faults."""
         return not (self.changed or self.wrong)
 
 
@@ -164,23 +175,35 @@ class Drill:
         )
 
     def hold(self, faults: Sequence[str], times: int, seed: int) -> Iterator[Outcome]:
-        """The outcomes, one by one."""
+        """The outcomes, one by one: each training has every fault once, in random order."""
         chance = random.Random(seed)
         with Store(self.recipe.store).flow("drill"):
             shutil.rmtree(self.folder, ignore_errors=True)
             Tracker(TrackingSpec(), self.folder / "empty")  # made once, copied for each training
             self.ground.start()
             try:
-                self.reference = self._training("reference", "")
+                self.reference = self._training("reference", ())
                 self.reference.start()
                 _require(self.reference.finish() == 0, self.reference)
-                for number in range(times):
-                    for fault in faults:
-                        yield self._trial(f"{number}-{fault}", fault, chance)
+                yield from self._trainings(list(faults) * times, len(faults), chance)
             finally:
                 self.ground.stop()
 
-    def _training(self, name: str, fault: str) -> Training:
+    def _trainings(
+        self, waiting: list[str], at_once: int, chance: random.Random
+    ) -> Iterator[Outcome]:
+        number = barren = 0
+        while waiting:
+            faults, waiting = waiting[:at_once], waiting[at_once:]
+            outcome, late = self._trial(str(number), faults, chance)
+            waiting += late
+            number += 1
+            if outcome.hits:
+                yield outcome
+            elif (barren := barren + 1) == ATTEMPTS:
+                raise ClusterError(f"{', '.join(late)} came too late each time; train for longer")
+
+    def _training(self, name: str, faults: Sequence[str]) -> Training:
         store = self.folder / name
         store.mkdir(parents=True)
         shutil.copy(self.folder / "empty" / "mlflow.db", store)
@@ -188,48 +211,61 @@ class Drill:
             for kind in ("datasets", "weights"):
                 if (self.folder / "reference" / kind).exists():
                     (store / kind).symlink_to(self.folder / "reference" / kind)
-        loaders = ["--set=cluster.loader_workers=1"] if fault == "loader" else []
-        arguments = [*self.arguments, *loaders]
+        arguments = [*self.arguments, f"--set=cluster.max_failures={len(faults)}"]
+        arguments += ["--set=cluster.loader_workers=1"] * ("loader" in faults)
         return Training(self.ground, arguments, store, self.phases, self.recipe.name)
 
-    def _trial(self, name: str, fault: str, chance: random.Random) -> Outcome:
-        for attempt in range(ATTEMPTS):
-            training = self._training(f"{name}-{attempt}", fault)
-            phase = chance.choice(self.phases)
-            training.aim_at(phase)
-            num_steps = max(step for step, _ in self._history(phase).rows())
-            aim = chance.randrange(1, max(num_steps // (attempt + 1), 2))
+    def _trial(
+        self, name: str, faults: list[str], chance: random.Random
+    ) -> tuple[Outcome, list[str]]:
+        """One training with some faults; and those that came too late, after its end."""
+        training = self._training(name, faults)
+        places = [
+            (p, s) for p, phase in enumerate(self.phases) for s in range(1, self._steps(phase))
+        ]
+        hits, late = [], []
+        training.start()
+        for fault, (p, aim) in zip(
+            chance.sample(faults, len(faults)),
+            sorted(chance.choices(places, k=len(faults))),
+            strict=True,
+        ):
+            training.aim_at(self.phases[p])
+            hit = self._strike(training, fault, aim)
+            hits += [hit] if hit else []
+            late += [] if hit else [fault]
+        _require(training.finish() == 0, training)
+        outcome = self._compare(training, hits)
+        log.info("training %s: %s", name, "equal" if outcome.equal else "DIFFERS")
+        if outcome.equal:  # what differs stays, to be looked at
+            shutil.rmtree(training.store)
+        return outcome, late
+
+    def _strike(self, training: Training, fault: str, aim: int) -> Hit | None:
+        """Do it once the phase has come that far; None if it had ended."""
+        if not training.wait_for(aim) or (fault in SPOILS and not training.wait_for_checkpoint()):
+            return None
+        step, workers, began = training.step(), training.workers(), time.monotonic()
+        FAULTS[fault](training)
+        if fault in SURVIVED:
+            struck = training.wait_for_others(workers)
+        elif struck := training.finish() != 0:
             training.start()
-            if not training.wait_for(aim):
-                _require(training.finish() == 0, training)
-                continue
-            step, workers, began = training.step(), training.workers(), time.monotonic()
-            FAULTS[fault](training)
-            if fault in SURVIVED:
-                hit = training.wait_for_others(workers)
-            else:
-                hit = training.finish() != 0
-                training.start()
-            step = max(step, training.step())
-            came_back = training.wait_for(step + 1)
-            back_s = time.monotonic() - began
-            _require(training.finish() == 0, training)
-            if hit and (came_back or step == num_steps):
-                outcome = self._compare(training, fault, step, num_steps, back_s)
-                words = "%s at step %d of %d: back after %.1f s, %s"
-                verdict = "equal" if outcome.equal else "DIFFERS"
-                log.info(words, fault, step, num_steps, back_s, verdict)
-                if outcome.equal:  # what differs stays, to be looked at
-                    shutil.rmtree(training.store)
-                return outcome
-        raise ClusterError(f"fault {fault} came too late {ATTEMPTS} times; train for more steps")
+        if not struck:
+            return None
+        step = max(step, training.step())
+        training.wait_for(step + 1)
+        hit = Hit(fault, step, self._steps(training.phase), time.monotonic() - began)
+        log.info("%s at step %d of %d, back after %.1f s", *vars(hit).values())
+        return hit
+
+    def _steps(self, phase: Step) -> int:
+        return max(step for step, _ in self._history(phase).rows())
 
     def _history(self, phase: Step) -> History:
         return History.read(self.reference.store / "nets" / phase.key / HISTORY)
 
-    def _compare(
-        self, training: Training, fault: str, step: int, num_steps: int, back_s: float
-    ) -> Outcome:
+    def _compare(self, training: Training, hits: list[Hit]) -> Outcome:
         tensors = changed = metrics = wrong = 0
         largest = 0.0
         for phase in self.phases:
@@ -243,23 +279,24 @@ class Drill:
             metrics += sum(map(len, expected.values()))
             for key in expected.keys() | told.keys():
                 wrong += _number_wrong(expected.get(key, []), told.get(key, []), self.tolerance)
-        return Outcome(fault, step, num_steps, back_s, tensors, changed, metrics, wrong, largest)
+        return Outcome(hits, tensors, changed, metrics, wrong, largest)
 
 
 def drill_table(outcomes: Sequence[Outcome]) -> Table:
-    """A row for each fault."""
-    columns = ("fault", "at step", "back after", "same tensors", "same metrics", "largest", "")
-    table = Table(*columns, box=None)
-    for each in outcomes:
-        table.add_row(
-            each.fault,
-            f"{each.step} of {each.num_steps}",
-            f"{each.back_s:.1f} s",
+    """A row for each fault; what its training came to beside the last."""
+    table = Table("training", "fault", "at step", "back after", box=None)
+    for title in ("same tensors", "same metrics", ""):
+        table.add_column(title)
+    for number, each in enumerate(outcomes, 1):
+        verdict = "equal" if each.equal else f"[bold red]DIFFERS[/] by {each.largest:.0e}"
+        came_to = (
             f"{each.tensors - each.changed} of {each.tensors}",
             f"{each.metrics - each.wrong} of {each.metrics}",
-            f"{each.largest:.1e}" if each.largest else "0",
-            "equal" if each.equal else "[bold red]DIFFERS[/]",
+            verdict,
         )
+        for hit in each.hits:
+            row = (str(number), hit.fault, f"{hit.step} of {hit.num_steps}", f"{hit.back_s:.1f} s")
+            table.add_row(*row, *(came_to if hit is each.hits[-1] else ()))
     return table
 
 

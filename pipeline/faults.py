@@ -174,6 +174,8 @@ FAULTS: dict[str, Callable[[Target], None]] = {
     "half": half_checkpoint,
 }
 """By the name that the command line takes."""
+SPOILS = ("damaged", "half")
+"""These need a checkpoint to spoil."""
 SURVIVED = ("worker", "loader", "node", "preempted")
 """Ray starts the workers again; after the others the command has to be typed again."""
 
