@@ -28,7 +28,7 @@ POLL_S = 0.5
 LINE_EVERY_S = 30.0
 """Where the output is not a terminal, a line of text takes the place of the moving bar."""
 NAMESPACE = "fcn-pipeline"
-NAME_FREE_S = 10.0
+NAME_FREE_S = 60.0
 """So long may Ray take to notice that the driver that had a name before is dead."""
 
 
