@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcn.nets import FCN, Blueprint
-from pipeline.checkpoints import OPTIMIZER, Cursor, load_state, newest, read_best, save_state
+from pipeline.checkpoints import KEPT, OPTIMIZER, Cursor, load_state, newest, read_best, save_state
 from pipeline.errors import TrainingError
 from pipeline.loop import Phase, Team, evaluate_split
 from pipeline.shards import Shards
@@ -38,6 +38,8 @@ class FolderKeeper:
         folder = self.folder / f"checkpoint_{cursor.step:04d}"
         folder.mkdir(parents=True)
         save_state(folder, net, optimizer, cursor)
+        for old in sorted(self.folder.glob("checkpoint_*"))[:-KEPT]:
+            shutil.rmtree(old)
         if cursor.step == self.die_at:
             raise KeyboardInterrupt
 
@@ -166,7 +168,7 @@ def test_the_best_net_is_kept_however_training_ends(tiny_shards, tmp_path) -> No
     spoilt = ("finetune.optimizer.lr=0.01",)
     with pytest.raises(KeyboardInterrupt):
         phase(tiny_shards, *spoilt, epochs=4).run(FolderKeeper(tmp_path, die_at=8))
-    shutil.rmtree(tmp_path / "checkpoint_0003")
+    assert not (tmp_path / "checkpoint_0003").exists()
     work = phase(tiny_shards, *spoilt, epochs=4, emit=watch)
     work.run(FolderKeeper(tmp_path))
     best = read_best(newest(tmp_path)[0])
