@@ -12,7 +12,6 @@ import sys
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -118,7 +117,7 @@ def save_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer, cursor:
     best = cursor.best
     if best and best.step != cursor.step:
         save_file(best.weights, folder / BEST)
-    plain = {"step": cursor.step, "best": best and {"step": best.step, "metrics": best.metrics}}
+    plain = {"best": best and {"step": best.step, "metrics": best.metrics}}
     (folder / CURSOR).write_text(json.dumps(plain))
     files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps({"step": cursor.step, "files": files}))
@@ -134,12 +133,12 @@ def load_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer) -> Curs
 
 def step_of(folder: Path) -> int:
     """How many steps were done when it was written."""
-    return int(_plain(folder)["step"])
+    return int(json.loads((folder / MANIFEST).read_text())["step"])
 
 
 def read_best(folder: Path) -> Best | None:
     """The best net that a checkpoint holds."""
-    best = _plain(folder)["best"]
+    best = json.loads((folder / CURSOR).read_text())["best"]
     if best is None:
         return None
     apart = folder / BEST
@@ -167,7 +166,7 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
         wrong = damage(folder)
         if wrong is None:
             return folder, complaints
-        complaints.append(f"{folder.name} is damaged and left out: {wrong}")
+        complaints.append(_left_out(folder, wrong))
     return None, complaints
 
 
@@ -179,19 +178,24 @@ def tidy(run: Path) -> list[str]:
     that was never finished is removed.
     """
     (run / RAYS_LIST).unlink(missing_ok=True)
-    sound: list[Path] = []
+    sound = 0
     complaints: list[str] = []
     for folder in _furthest_first(run):
-        wrong = damage(folder) if len(sound) < KEPT else "superseded"
-        if wrong is None:
-            sound.append(folder)
-        elif wrong == "superseded" or not (folder / MANIFEST).exists():
+        if sound == KEPT:
             shutil.rmtree(folder)
+        elif (wrong := damage(folder)) is None:
+            sound += 1
         else:
-            folder.rename(folder.with_name(f"damaged_{folder.name}"))
-        if wrong and wrong != "superseded":
-            complaints.append(f"{folder.name} is damaged and left out: {wrong}")
+            complaints.append(_left_out(folder, wrong))
+            if (folder / MANIFEST).exists():
+                folder.rename(folder.with_name(f"damaged_{folder.name}"))
+            else:
+                shutil.rmtree(folder)
     return complaints
+
+
+def _left_out(folder: Path, wrong: str) -> str:
+    return f"{folder.name} is damaged and left out: {wrong}"
 
 
 def _furthest_first(run: Path) -> list[Path]:
@@ -199,12 +203,8 @@ def _furthest_first(run: Path) -> list[Path]:
 
     def order(folder: Path) -> tuple[int, str]:
         try:
-            return json.loads((folder / MANIFEST).read_text())["step"], folder.name
+            return step_of(folder), folder.name
         except (OSError, ValueError, KeyError):
             return sys.maxsize, folder.name
 
     return sorted(run.glob("checkpoint_*"), key=order, reverse=True)
-
-
-def _plain(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / CURSOR).read_text())

@@ -24,7 +24,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from fcn.weights import NET
-from pipeline.checkpoints import HISTORY, MANIFEST, OPTIMIZER, History, newest
+from pipeline.checkpoints import HISTORY, OPTIMIZER, History, newest
 from pipeline.errors import ClusterError, RecipeError
 from pipeline.faults import FAULTS, SPOILS, SURVIVED, Ground
 from pipeline.flow import Step, plan
@@ -61,7 +61,11 @@ class Training:
 
     def aim_at(self, phase: Step) -> None:
         """The phase that is watched."""
-        self.phase, self.run = phase, self.store / "runs" / self.name / phase.key
+        self.phase, self.run = phase, self.checkpoints(phase)
+
+    def checkpoints(self, phase: Step) -> Path:
+        """The folder of a phase's checkpoints."""
+        return Store(self.store).checkpoints(self.name, phase.key)
 
     def start(self) -> None:
         """Type the command."""
@@ -95,8 +99,8 @@ class Training:
         return self._wait_until(lambda: self.step() >= step)
 
     def wait_for_checkpoint(self) -> bool:
-        """Until there is a whole one; False if the command ended before."""
-        return self._wait_until(lambda: any(self.run.glob(f"checkpoint_*/{MANIFEST}")))
+        """Until there is a sound one; False if the command ended before."""
+        return self._wait_until(lambda: newest(self.run)[0] is not None)
 
     def wait_for_others(self, workers: list[Worker]) -> bool:
         """Until others are in their place; False if the command ended before."""
@@ -185,6 +189,7 @@ class Drill:
                 self.reference = self._training("reference", ())
                 self.reference.start()
                 _require(self.reference.finish() == 0, self.reference)
+                self.num_steps = {phase.key: self._steps(phase) for phase in self.phases}
                 yield from self._trainings(list(faults) * times, len(faults), chance)
             finally:
                 self.ground.stop()
@@ -198,7 +203,7 @@ class Drill:
             outcome, late = self._trial(str(number), faults, chance)
             waiting += late
             number += 1
-            if outcome.hits:
+            if outcome.hits or not outcome.equal:
                 yield outcome
             elif (barren := barren + 1) == ATTEMPTS:
                 raise ClusterError(f"{', '.join(late)} came too late each time; train for longer")
@@ -221,7 +226,9 @@ class Drill:
         """One training with some faults; and those that came too late, after its end."""
         training = self._training(name, faults)
         places = [
-            (p, s) for p, phase in enumerate(self.phases) for s in range(1, self._steps(phase))
+            (p, s)
+            for p, phase in enumerate(self.phases)
+            for s in range(1, self.num_steps[phase.key])
         ]
         hits, late = [], []
         training.start()
@@ -255,15 +262,13 @@ class Drill:
             return None
         step = max(step, training.step())
         training.wait_for(step + 1)
-        hit = Hit(fault, step, self._steps(training.phase), time.monotonic() - began)
+        hit = Hit(fault, step, self.num_steps[training.phase.key], time.monotonic() - began)
         log.info("%s at step %d of %d, back after %.1f s", *vars(hit).values())
         return hit
 
     def _steps(self, phase: Step) -> int:
-        return max(step for step, _ in self._history(phase).rows())
-
-    def _history(self, phase: Step) -> History:
-        return History.read(self.reference.store / "nets" / phase.key / HISTORY)
+        history = History.read(self.reference.store / "nets" / phase.key / HISTORY)
+        return max(step for step, _ in history.rows())
 
     def _compare(self, training: Training, hits: list[Hit]) -> Outcome:
         tensors = changed = metrics = wrong = 0
@@ -317,7 +322,7 @@ def _require(ok: bool, training: Training) -> None:
 
 def _tensors(training: Training, phase: Step) -> Iterator[torch.Tensor]:
     """Of the best net, of the last net and of its optimiser."""
-    last, _ = newest(training.store / "runs" / training.name / phase.key)
+    last, _ = newest(training.checkpoints(phase))
     assert last is not None
     yield from load_file(training.store / "nets" / phase.key / NET).values()
     yield from load_file(last / NET).values()

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.checkpoints import MANIFEST, newest
+from fcn.weights import NET
+from pipeline import owner
+from pipeline.checkpoints import CURSOR, MANIFEST, newest
 from pipeline.errors import ClusterError
 from pipeline.specs import ClusterSpec
 from pipeline.telemetry import NAMESPACE, Worker
@@ -50,8 +52,9 @@ class Ground:
         )
 
     def add_node(self) -> None:
-        """Room for one more worker."""
-        self._nodes.add_node(num_cpus=math.ceil(self.spec.cpus_per_worker))
+        """Room for one more worker; a Ray that is not ours looks after itself."""
+        if self.ours:
+            self._nodes.add_node(num_cpus=math.ceil(self.spec.cpus_per_worker))
 
     def stop(self) -> None:
         """Leave it as it was found."""
@@ -92,8 +95,7 @@ def kill_node(target: Target) -> None:
         ClusterError: all workers are on the head, whose loss no Ray survives.
     """
     _kill(_a_node_of(target), os.getppid)
-    if target.ground.ours:
-        target.ground.add_node()
+    target.ground.add_node()
 
 
 def preempt_node(target: Target) -> None:
@@ -111,8 +113,7 @@ def preempt_node(target: Target) -> None:
     subprocess.run(
         [*command, "--address", address, *notice, *reason], check=True, capture_output=True
     )
-    if target.ground.ours:
-        target.ground.add_node()
+    target.ground.add_node()
 
 
 def kill_driver(target: Target) -> None:
@@ -140,24 +141,26 @@ def terminate(target: Target) -> None:
 
 def damage_checkpoint(target: Target) -> None:
     """The driver is killed and one byte of the newest checkpoint's weights has changed."""
-    kill_driver(target)
-    target.process.wait()
-    folder, _ = newest(target.run)
-    if folder is not None:
-        path = folder / "net.safetensors"
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
+    path = _newest_after_a_kill(target) / NET
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def half_checkpoint(target: Target) -> None:
     """The driver is killed while the next checkpoint is being written: some files are there."""
+    folder = _newest_after_a_kill(target)
+    half = folder.with_name("checkpoint_9999-half-written")
+    shutil.copytree(folder, half, ignore=shutil.ignore_patterns(MANIFEST, CURSOR))
+
+
+def _newest_after_a_kill(target: Target) -> Path:
     kill_driver(target)
     target.process.wait()
     folder, _ = newest(target.run)
-    if folder is not None:
-        half = folder.with_name("checkpoint_9999-half-written")
-        shutil.copytree(folder, half, ignore=shutil.ignore_patterns(MANIFEST, "cursor.json"))
+    if folder is None:
+        raise ClusterError(f"no sound checkpoint in {target.run}: nothing to spoil")
+    return folder
 
 
 NOTICE_S = 10
@@ -202,14 +205,8 @@ def _kill(node: str, find: Callable[[], int], after_s: float = 0.2) -> None:
 
 def _a_loader_of(pid: int) -> int:
     """A process that the worker's fork server made."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int(
-                (entry / "stat").read_text().rpartition(")")[2].split()[1]
-            )
-        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            continue
+    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    parents = {each: int(stat[1]) for each in pids if (stat := owner.stat(each))}
     servers = [
         child
         for child, parent in parents.items()

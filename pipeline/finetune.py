@@ -181,7 +181,7 @@ def run(
     if job.receipt is not None:
         require_receipt(job.receipt)
     steps = job.phase.epochs * steps_per_epoch(job.num_train, recipe.finetune.global_batch)
-    folder = store.folder("runs", recipe.name) / key
+    folder = store.checkpoints(recipe.name, key)
     for complaint in tidy(folder):
         log.warning("%s", complaint)
     watcher = Watcher(f"FCN-{job.phase.stride}s", key, steps, sink)

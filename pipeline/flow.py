@@ -185,8 +185,10 @@ class Flow:
 
     def _history(self, step: Step) -> Path:
         """The metrics by step of a phase, or of the last phase before an evaluation."""
+        from pipeline.checkpoints import HISTORY
+
         net = step if step.phase else self.steps[step.needs[-1]]
-        return self.store.folder(net.kind, net.key) / "history.arrow"
+        return self.store.folder(net.kind, net.key) / HISTORY
 
     def _run(self, wanted: list[Step]) -> None:
         self.store.begin_run(self.recipe.name, {s.name: s.key for s in self.steps.values()})
@@ -215,7 +217,7 @@ class Flow:
 
     def begun(self, step: Step) -> bool:
         """Whether a phase has checkpoints to go on from."""
-        return (self.store.root / "runs" / self.recipe.name / step.key).is_dir()
+        return self.store.checkpoints(self.recipe.name, step.key).is_dir()
 
     def published_counts(self) -> dict[str, int] | None:
         """Images by split, once the data set is ingested."""

@@ -141,8 +141,8 @@ class Stepper:
         )
         if not math.isfinite(mean_loss + grad_norm):
             names = self.team.gather([name for batch in real for name in batch.ids])
-            what = "gradient" if math.isfinite(mean_loss) else "loss"
-            value = grad_norm if math.isfinite(mean_loss) else mean_loss
+            lost = not math.isfinite(mean_loss)
+            what, value = ("loss", mean_loss) if lost else ("gradient", grad_norm)
             raise TrainingError(
                 f"the {what} became {value} at step {batches[0].step + 1}, on {', '.join(names)}; "
                 "that step was not taken and nothing was saved since the last checkpoint. A lower "

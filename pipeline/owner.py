@@ -53,9 +53,14 @@ def _lives(pid: int, started: str) -> bool:
 
 def _started(pid: int) -> str | None:
     """Start of a process in clock ticks since boot; None if it ended or the system has no /proc."""
+    fields = stat(pid)
+    return None if fields is None or fields[0] in "ZX" else fields[19]
+
+
+def stat(pid: int) -> list[str] | None:
+    """Linux's account of a process: state, parent, ...; None if it ended or there is no /proc."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    state, *others = text.rpartition(")")[2].split()  # the name before it may hold anything
-    return None if state in "ZX" else others[18]
+    return text.rpartition(")")[2].split()  # the name before it may hold anything

@@ -39,6 +39,10 @@ class Store:
         """Where a result lies, or will."""
         return self.root / kind / key
 
+    def checkpoints(self, run: str, key: str) -> Path:
+        """Where a phase's checkpoints lie, trained under the name of a run."""
+        return self.folder("runs", run) / key
+
     def published(self, kind: str, key: str) -> dict[str, Any] | None:
         """The manifest of a result, None if there is none."""
         return self._read(self.folder(kind, key) / MANIFEST)
