@@ -1,4 +1,4 @@
-"""Small data sets, a session's Ray and MLflow."""
+"""Small data sets and a local Ray."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def folder_recipe(tmp_path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One Ray for all tests of this process that need one."""
+    """One Ray for the tests of a module; gone after it, for others start Rays of their own."""
     import ray
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
