@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 import ray.train as train
+from ray._private.state import state
 
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.specs import ClusterSpec
@@ -32,14 +33,21 @@ def connect(spec: ClusterSpec) -> None:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
             raise ClusterError(f"no Ray at {address}: {error}") from error
-    require_room(spec, ray.cluster_resources())
+    require_room(spec, resources())
+
+
+def resources() -> dict[str, float]:
+    """What the cluster has, or may grow to where it has an autoscaler."""
+    have: dict[str, float] = ray.cluster_resources()
+    most = state.get_max_resources_from_cluster_config() or {}
+    return have | {kind: max(most[kind], have.get(kind, 0)) for kind in most}
 
 
 def require_room(spec: ClusterSpec, have: dict[str, float]) -> None:
     """Fail now with the arithmetic rather than wait for ever.
 
     Raises:
-        ClusterError: the workers need more than the whole cluster has.
+        ClusterError: the workers need more than the whole cluster has or may grow to.
     """
     need = {"CPU": spec.min_workers * spec.cpus_per_worker}
     if spec.use_gpu:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -314,3 +315,13 @@ class TrackingSpec(Spec):
     max_wait_s: NonNegative = 30.0
     """The longest that a flow waits for MLflow: once at the start, before registering and at the end;
     in between it never waits."""
+
+    @field_validator("uri")
+    @classmethod
+    def _no_credentials(cls, uri: str | None) -> str | None:
+        if uri and urlsplit(uri).username is not None:
+            raise ValueError(
+                "credentials in tracking.uri would be kept with the run and printed; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return uri
