@@ -15,10 +15,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 import ray.train as train
-from ray._private.state import state
 
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.specs import ClusterSpec
+
+log = logging.getLogger(__name__)
 
 
 def connect(spec: ClusterSpec) -> None:
@@ -33,31 +34,28 @@ def connect(spec: ClusterSpec) -> None:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
             raise ClusterError(f"no Ray at {address}: {error}") from error
-    require_room(spec, resources())
-
-
-def resources() -> dict[str, float]:
-    """What the cluster has, or may grow to where it has an autoscaler."""
-    have: dict[str, float] = ray.cluster_resources()
-    most = state.get_max_resources_from_cluster_config() or {}
-    return have | {kind: max(most[kind], have.get(kind, 0)) for kind in most}
+    require_room(spec, ray.cluster_resources())
 
 
 def require_room(spec: ClusterSpec, have: dict[str, float]) -> None:
-    """Fail now with the arithmetic rather than wait for ever.
+    """Fail now with the arithmetic rather than wait for ever; wait where nodes come on demand.
 
     Raises:
-        ClusterError: the workers need more than the whole cluster has or may grow to.
+        ClusterError: the workers need more than the whole cluster has.
     """
     need = {"CPU": spec.min_workers * spec.cpus_per_worker}
     if spec.use_gpu:
         need["GPU"] = float(spec.min_workers)
     for kind, amount in need.items():
         if amount > have.get(kind, 0):
+            if spec.autoscaling:
+                log.info("%g %ss now; waiting for nodes with %g", have.get(kind, 0), kind, amount)
+                continue
             raise ClusterError(
                 f"{spec.min_workers} workers need {amount:g} {kind}s, the cluster has "
                 f"{have.get(kind, 0):g}; use fewer cluster.num_workers"
                 + (" or a smaller cluster.cpus_per_worker" if kind == "CPU" else "")
+                + "; or let it grow: cluster.autoscaling=true"
             )
 
 

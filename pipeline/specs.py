@@ -280,6 +280,8 @@ class ClusterSpec(Spec):
     """A number, or [min, max]: then the run goes on with fewer when a node is lost and grows again."""
     resize_every_s: PositiveFloat = 60.0
     """How often an elastic run looks whether there is room to grow."""
+    autoscaling: bool = False
+    """The cluster adds nodes on demand: a flow waits for them where it would else be refused at once."""
     use_gpu: bool = False
     cpus_per_worker: PositiveFloat = 1.0
     loader_workers: Count = 0

@@ -30,6 +30,12 @@ API_SERVER = "RAY_API_SERVER_ADDRESS"
 STOP_S = 300
 """So long may a stopped job take for its checkpoint; Ray alone kills it after three seconds."""
 POLL_S = 0.5
+CHATTY = (
+    "dashboard.modules.job.sdk",
+    "dashboard.modules.dashboard_sdk",
+    "_private.runtime_env.packaging",
+)
+"""They log each upload and each closed connection."""
 STOPPED, INTERRUPTED = 143, 130
 
 
@@ -148,9 +154,8 @@ def connect(address: str | None) -> JobSubmissionClient:
     """The cluster's job server."""
     if address is not None:  # Ray's client prefers this variable and RAY_ADDRESS to its argument
         os.environ[API_SERVER] = address if "://" in address else f"http://{address}"
-    for module in ("job.sdk", "dashboard_sdk"):  # they log each upload and each closed connection
-        name = f"ray.dashboard.modules.{module}"
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for module in CHATTY:
+        logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)
     return JobSubmissionClient()
 
 
@@ -219,7 +224,8 @@ def in_our_words(besides: str = "") -> Iterator[None]:
             f"dashboard cluster.yaml`)? --address names another. {besides}"
         ) from error
     except RuntimeError as error:
-        raise ClusterError(f"{first_line(error)} {besides}") from error
+        said = str(error).rstrip(". \n").rsplit("\n", 1)[-1]  # the end of the server's traceback
+        raise ClusterError(f"{said}. {besides}") from error
 
 
 def first_line(error: Exception) -> str:
