@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,11 @@ def cluster(tmp_path_factory):
         yield ray
 
 
+@pytest.fixture(scope="module")
+def recorded(cluster) -> str:
+    return record(cluster)
+
+
 def documented() -> str:
     """The transcript in the documentation."""
     text = (ROOT / "docs" / "cluster.md").read_text()
@@ -38,11 +45,11 @@ def found_in(ray: Head, secret: str) -> list[str]:
     return [str(path) for path in files if secret.encode() in path.read_bytes()]
 
 
-def test_a_job_is_followed_left_alone_stopped_and_goes_on_as_documented(cluster) -> None:
-    recorded = record(cluster)
+def test_a_job_is_followed_left_alone_stopped_and_goes_on_as_documented(cluster, recorded) -> None:
     assert shape(recorded) == shape(documented()), recorded
     step = re.search(r"stopped after step (\d+) of 30", recorded)
-    assert step and 0 < int(step[1]) < 30
+    assert step
+    assert 0 < int(step[1]) < 30
     mlflow = Tracker(TrackingSpec(), cluster.store)
     runs = mlflow.client.search_runs([mlflow.experiment])
     assert [run.info.status for run in runs] == ["FINISHED"] * 2
@@ -51,8 +58,9 @@ def test_a_job_is_followed_left_alone_stopped_and_goes_on_as_documented(cluster)
     assert [step for step, _ in mlflow.history(child, "val/mean_iu")] == [15, 30]
 
 
-def test_no_secret_of_the_user_reaches_cluster_log_or_store(cluster) -> None:
-    """After the jobs above, whose working directory and environment held some."""
+def test_no_secret_of_the_user_reaches_cluster_log_or_store(cluster, recorded) -> None:
+    """The working directory and the environment that the jobs were sent from held some."""
+    assert found_in(cluster, "pipeline run small.yaml"), "nothing was searched"
     assert found_in(cluster, LEFT_HERE) == []
 
 
@@ -60,10 +68,16 @@ def test_a_variable_is_handed_on_by_name_and_not_printed(cluster) -> None:
     command = (
         "fcn-pipeline submit camvid --set store=/shared/store --name named --env FCN_HANDED_ON"
     )
-    code, output = cluster.run(command)
-    assert code == 2, output
-    job = json.loads(cluster.get("/api/jobs/named"))
-    assert job["runtime_env"]["env_vars"]["FCN_HANDED_ON"] == HANDED_ON
+    code, output = cluster.run(f"{command} --no-wait")
+    assert code == 0, output
+    assert re.search("^follow  ray job logs .* named$", output, re.M)
+
+    def job() -> dict[str, Any]:
+        return json.loads(cluster.get("/api/jobs/named"))
+
+    cluster.wait(lambda: job()["status"] == "FAILED", "the job did not end")
+    assert job()["driver_exit_code"] == 2
+    assert job()["runtime_env"]["env_vars"]["FCN_HANDED_ON"] == HANDED_ON
     log = json.loads(cluster.get("/api/jobs/named/logs"))["logs"]
     assert HANDED_ON not in output + log
     code, output = cluster.run(command)
@@ -82,10 +96,12 @@ def test_without_the_token_nothing_is_accepted_and_with_it_plain_ray_works_too(c
     assert code == 1, output
     assert "ClusterError: the cluster asks for its token" in output
     where = "import pathlib,pipeline;print(pathlib.Path(pipeline.__file__).parent.parent)"
-    code, output = cluster.run(
-        f"ray job submit --working-dir {ROOT} -- python -m tuning space demo --trials 1 "
-        f"--set store=/shared/store && python -c '{where}'"
-    )
+    tune = "python -m tuning space demo --trials 1 --set store=/shared/store"
+    both = shlex.quote(f"{tune} && fcn-pipeline recipes && python -c '{where}'")
+    code, output = cluster.run(f"ray job submit --working-dir {ROOT} -- sh -c {both}")
     assert code == 0, output
     assert "finetune.optimizer.lr=" in output
-    assert str(cluster.temp) in output, "the job ran other code than was sent"
+    assert "voc-fcn8s-vgg16 " in output
+    sent = re.search(r"^(/\S+)/runtime_resources/working_dir_files/", output, re.M)
+    assert sent, "the job ran other code than was sent"
+    assert sent[1].startswith(str(cluster.temp))

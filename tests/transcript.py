@@ -103,12 +103,12 @@ class Head:
 
     def stop(self) -> None:
         """By its own processes, and no others."""
-        self.process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
-        for pid in self.left():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        os.killpg(self.process.pid, signal.SIGKILL)
+        while left := self.left():
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.2)
         self.process.wait()
         shutil.rmtree(self.temp, ignore_errors=True)
 

@@ -85,6 +85,10 @@ def test_a_package_over_the_limit_is_refused_with_its_largest_files(tmp_path, mo
     assert not (tmp_path / "package.zip").exists()
 
 
+def test_the_limit_is_what_the_documentation_says() -> None:
+    assert f"{packing.LIMIT_BYTES / 2**20:.0f} MiB" in (ROOT / "docs" / "cluster.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
