@@ -219,6 +219,10 @@ class Tracker:
         )
         self.client.log_inputs(run_id, datasets=[entry])
 
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Words about a run, by name."""
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
     def set_note(self, run_id: str, text: str) -> None:
         """The description on the run's page."""
         self.client.set_tag(run_id, "mlflow.note.content", text)
