@@ -124,10 +124,14 @@ def save_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer, cursor:
 
 
 def load_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer) -> Cursor:
-    """Put a checkpoint's weights and optimiser state in place; its cursor says where to go on."""
+    """Put a checkpoint's weights and optimiser state in place; its cursor says where to go on.
+
+    Learning rates and the like are not a checkpoint's to set: they stay as the recipe has them.
+    """
     net.load_state_dict(load_file(folder / NET))
-    state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state)
+    saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     return Cursor(step_of(folder), read_best(folder), History.read(folder / HISTORY))
 
 
