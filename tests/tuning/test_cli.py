@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from pipeline.recipe import load_recipe
 from tests.tuning.made import events_of
 from tuning.cli import main
-from tuning.records import Journal
+from tuning.events import Journal
 
 
 def call(*arguments: str):

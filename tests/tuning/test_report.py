@@ -13,7 +13,8 @@ from PIL import Image
 
 from tests.tuning.made import FOUR, JITTER, OWN, UPSCORE, made
 from tuning.charts import axes_of, point_map, short_names
-from tuning.records import Rung, Search, TrialBegun, TrialEnded
+from tuning.events import Rung, TrialBegun, TrialEnded
+from tuning.records import Search
 from tuning.report import write_report
 from tuning.sensitivity import sensitivity
 from tuning.space import LR, WEIGHT_DECAY
