@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from pipeline.errors import StoppedError
+from pipeline.errors import OutageError, StoppedError, TrackingError
 from pipeline.pretrained import RECEIPT
 from pipeline.recipe import Recipe
 from pipeline.recorder import Recorder
@@ -145,6 +146,24 @@ class Runs:
                 operation(self._tracker)
 
         self._recorder.do(speak, always=always)
+
+    @contextmanager
+    def registering(self) -> Iterator[tuple[Tracker, str]]:
+        """MLflow itself and the parent run's id, when all that was to be told before is told.
+
+        Raises:
+            TrackingError: MLflow is away.
+        """
+        try:
+            if not self._recorder.wait(self._max_wait_s):
+                raise OutageError(f"MLflow at {self.address} is away")
+            with speaking(self.address):
+                yield self._tracker, self.run.id
+        except OutageError as error:
+            raise TrackingError(
+                f"{error}: the net is trained, evaluated and stored, but not registered. Nothing is "
+                "lost: the same command registers it and sends all metrics when MLflow is back"
+            ) from error
 
     def _connect(self) -> None:
         self._tracker = Tracker(self.recipe.tracking, self._store)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline import pictures
-from pipeline.errors import OutageError, TrackingError
 from pipeline.recipe import Recipe
 from pipeline.runs import HasFolder, Runs, status_after
 from pipeline.specs import Split
-from pipeline.tracking import Row, Tracker, speaking
+from pipeline.tracking import Row, Tracker
 
 
 class NetLike(HasFolder, Protocol):
@@ -81,24 +80,6 @@ class Tracked(Runs):
         """The result in words, on the run's page."""
         text = f"mean IU {scores.mean_iu:.4f} on {scores.split}; {outcome}"
         self.do(lambda t: t.set_note(self.run.id, text))
-
-    @contextmanager
-    def registering(self) -> Iterator[tuple[Tracker, str]]:
-        """MLflow itself and the parent run's id, when all that was to be told before is told.
-
-        Raises:
-            TrackingError: MLflow is away.
-        """
-        try:
-            if not self._recorder.wait(self._max_wait_s):
-                raise OutageError(f"MLflow at {self.address} is away")
-            with speaking(self.address):
-                yield self._tracker, self.run.id
-        except OutageError as error:
-            raise TrackingError(
-                f"{error}: the net is trained, evaluated and stored, but not registered. Nothing is "
-                "lost: the same command registers it and sends all metrics when MLflow is back"
-            ) from error
 
     def _mark(self, fingerprint: str) -> None:
         """Leave a file that says that MLflow has been told all that was to be told before."""

@@ -76,6 +76,8 @@ class Rung(Happening):
     number: Count
     step: Positive
     mean_iu: Fraction
+    kept: Fraction = 0.0
+    """Mean IU of the best net so far, which may be of a validation between two rungs."""
     seconds: NonNegative = 0.0
     """Of training since the rung before."""
 

@@ -23,6 +23,7 @@ from tuning.events import (
     TrialEnded,
     whole_lines,
 )
+from tuning.space import Space
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Trial:
     """The point it began with; another one only in a population."""
     rungs: Mapping[int, float] = field(default_factory=dict)
     """Mean IU by step, in the order of the steps."""
+    kept: float = 0.0
+    """Mean IU of the best net so far, as the last rung had it."""
     status: Status = "running"
     failure: str = ""
     """Why its training cannot go on."""
@@ -48,10 +51,14 @@ class Trial:
     """Known once it has ended."""
     trained: int = 0
 
+    def overrides(self) -> list[str]:
+        """Its point as `--set` takes it."""
+        return Space.overrides(dict(self.point))
+
     @property
     def mean_iu(self) -> float | None:
-        """The highest of its rungs, which is that of the net that fine-tuning keeps."""
-        return max(self.rungs.values(), default=None)
+        """Of the net that fine-tuning keeps, the best of all validations; None without a rung."""
+        return max([*self.rungs.values(), self.kept]) if self.rungs else None
 
     def ended_by(self, event: TrialEnded) -> Trial:
         """The trial, over."""
@@ -215,7 +222,7 @@ def _trained(known: Trial, event: Rung | Failed | Cloned) -> Trial:
     if isinstance(event, Rung):
         rungs = dict(sorted({**known.rungs, event.step: event.mean_iu}.items()))
         times = {**known.times, event.step: event.seconds}
-        return replace(known, rungs=rungs, times=times)
+        return replace(known, rungs=rungs, kept=max(known.kept, event.kept), times=times)
     if isinstance(event, Failed):
         times = {**known.times, event.step: event.seconds}
         return replace(known, failure=event.reason, trained=event.step, times=times)
