@@ -138,6 +138,7 @@ class Hunt:
                     )
                 )
                 self._tell_end(trial.number)
+                log.info("%s", sentence(self.search, trial.number))
 
     def _decide(self) -> Schedule:
         """Carry out what follows from what is known by now."""
