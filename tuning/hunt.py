@@ -53,6 +53,7 @@ class Hunt:
     stopping: str = ""
     """Why nothing more is begun, if so."""
     _busy: dict[int, Segment] = field(default_factory=dict)
+    _losses: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._note(SessionBegun())
@@ -121,8 +122,15 @@ class Hunt:
         self.schedule = self._decide()
 
     def lost(self, task: Task, why: str) -> None:
-        """Its process died again and again."""
-        self.ended(task, Outcome(0, 0.0, failure=f"its process was lost: {why}"))
+        """Its process died: it goes on from its last checkpoint, unless that happens again and again."""
+        times = self._losses.get(task.number, 0) + 1
+        self._losses[task.number] = times
+        if times <= self.recipe.cluster.max_failures:
+            log.warning("trial %d lost its process and goes on (%s)", task.number, why)
+            del self._busy[task.number]
+        else:
+            words = f"its process was lost {times} times, more than cluster.max_failures: {why}"
+            self.ended(task, Outcome(0, 0.0, failure=words))
 
     def stop(self) -> None:
         """The session ends with trials under way; they go on in the next."""

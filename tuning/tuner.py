@@ -1,7 +1,7 @@
 """The search on Ray Tune: each segment of a trial is a trial of Tune.
 
-Tune finds room for segments, starts their processes and starts them again if these die. What is to be
-trained next is asked of the search; Tune's own records are not needed to go on, and are thrown away.
+Tune finds room for segments, starts their processes and notices if one dies. What is to be trained next
+is asked of the search; Tune's own records are not needed to go on, and are thrown away.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # what it says is the search's to say
 
 import ray
@@ -46,7 +47,7 @@ class Source(Protocol):
         """A segment was trained, as far as it was."""
 
     def lost(self, task: Task, why: str) -> None:
-        """A segment's process died more often than Tune was to start it again."""
+        """A segment's process died."""
 
 
 class Pusher:
@@ -146,7 +147,7 @@ class Segments(Searcher):
 
 
 class Losses(tune.Callback):
-    """Hears of processes that died for good."""
+    """Hears of processes that died."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
@@ -170,7 +171,7 @@ def train_all(source: Source, spec: ClusterSpec, slots: int, folder: Path) -> No
     shutil.rmtree(folder, ignore_errors=True)
     segments = Segments(source)
     needs = per_worker(spec) if spec.max_workers == 1 else NESTED
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told by the search
     tuner = tune.Tuner(
         tune.with_resources(SegmentTrainable, needs),
         tune_config=tune.TuneConfig(
@@ -179,7 +180,6 @@ def train_all(source: Source, spec: ClusterSpec, slots: int, folder: Path) -> No
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            failure_config=tune.FailureConfig(max_failures=spec.max_failures),
             callbacks=[Losses(segments)],
             verbose=0,
         ),
