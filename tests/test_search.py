@@ -64,12 +64,15 @@ def wait_for_rungs(store: Path, name: str, count: int, process, output: Path) ->
 
 
 def kill_a_trial() -> None:
-    """SIGKILL to a process that trains one."""
-    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"SegmentTrainable" in cmdline.read_bytes():
-                os.kill(int(cmdline.parent.name), signal.SIGKILL)
-                return
+    """SIGKILL to a process that trains one, as soon as there is one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if b"Trainable.train" in cmdline.read_bytes():
+                    os.kill(int(cmdline.parent.name), signal.SIGKILL)
+                    return
+        time.sleep(0.05)
     raise AssertionError("no trial is being trained")
 
 

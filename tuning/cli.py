@@ -116,7 +116,11 @@ def _search(recipe: Recipe, settings: Settings) -> None:
         click.echo(f"best             mean IU {best.mean_iu:.4f} by trial {best.number}")
         click.echo(f"with             {'  '.join(best.overrides())}")
     click.echo(f"page             {result.page}")
-    if result.registered:
+    if scores := result.scores:
+        click.echo(
+            f"{scores.split} of {scores.num_images} images: mean IU {scores.mean_iu:.4f}, "
+            f"pixel accuracy {scores.pixel_accuracy:.4f}"
+        )
         click.echo(f"model            {result.registered}")
     click.echo(f"tracked in       mlflow ui --backend-store-uri {result.tracking}")
     click.echo(f"next             fcn-tune best {settings.name} --run --store {recipe.store}")

@@ -15,6 +15,7 @@ from rich.progress import Progress, TaskID
 
 from pipeline import cluster
 from pipeline.errors import StoppedError, TrainingError
+from pipeline.evaluate import Evaluation
 from pipeline.flow import Flow
 from pipeline.logs import progress_bar
 from pipeline.recipe import Recipe
@@ -49,8 +50,10 @@ class Result:
 
     search: Search
     page: Path
+    scores: Evaluation | None
+    """Of the winner's net, as the recipe's `evaluate` asks; None if no trial came to its end."""
     registered: str
-    """Where its winner is; empty if no trial came to its end."""
+    """Where that net is."""
     tracking: str
 
 
@@ -243,17 +246,16 @@ def _conclude(recipe: Recipe, hunt: Hunt, inputs: Inputs, told: Told) -> Result:
     """Page and winner; then say why it ended early, if it did."""
     search = hunt.search
     page = write_report(search, hunt.folder / "report")
-    best, registered, metrics = search.best(), "", {}
+    best, registered, scores = search.best(), "", None
     if best is not None and best.status == "finished":
         winner = Winner(recipe, search, best, hunt.fingerprint)
         net = winner.publish(hunt.trial_folder(best.number))
         scores = winner.score(net, inputs.files)
-        metrics = scores.metrics()
-    told.outcome(search, page.parent, metrics)
-    if metrics:
+    told.outcome(search, page.parent, scores.metrics() if scores else {})
+    if scores:
         registered = winner.register(net, scores, told)
     if hunt.schedule.halted:
         raise TrainingError(f"the search was ended: {hunt.schedule.halted}; see {page}")
     if hunt.stopping.startswith("stopped"):
         raise StoppedError(f"{hunt.stopping}; the same command goes on with the search")
-    return Result(search, page, registered, told.address)
+    return Result(search, page, scores, registered, told.address)
