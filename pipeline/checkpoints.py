@@ -7,11 +7,13 @@ bad disk leaves behind does not match it, and the checkpoint before counts inste
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,8 @@ from torch import Tensor
 
 from fcn.nets import FCN
 from fcn.weights import NET, file_sha256, save_net
+
+log = logging.getLogger(__name__)
 
 BEST = "best.safetensors"
 OPTIMIZER = "optimizer.pt"
@@ -124,10 +128,14 @@ def save_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer, cursor:
 
 
 def load_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer) -> Cursor:
-    """Put a checkpoint's weights and optimiser state in place; its cursor says where to go on."""
+    """Put a checkpoint's weights and optimiser state in place; its cursor says where to go on.
+
+    Learning rates and the like are not a checkpoint's to set: they stay as the recipe has them.
+    """
     net.load_state_dict(load_file(folder / NET))
-    state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state)
+    saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     return Cursor(step_of(folder), read_best(folder), History.read(folder / HISTORY))
 
 
@@ -192,6 +200,45 @@ def tidy(run: Path) -> list[str]:
             else:
                 shutil.rmtree(folder)
     return complaints
+
+
+class FolderKeeper:
+    """Checkpoints of a training in this process, straight into their folder; up to a step."""
+
+    def __init__(self, folder: Path, until: int | None = None) -> None:
+        self.folder, self.until = folder, until
+        self._coming = 0
+
+    def restore(self, net: FCN, optimizer: torch.optim.Optimizer) -> Cursor:
+        """From the furthest checkpoint that is sound."""
+        for complaint in tidy(self.folder):
+            log.warning("%s", complaint)
+        found, _ = newest(self.folder)
+        cursor = load_state(found, net, optimizer) if found else Cursor()
+        self._coming = cursor.step
+        return cursor
+
+    def save(self, net: FCN, optimizer: torch.optim.Optimizer, cursor: Cursor) -> None:
+        """Its manifest is written last; those that are no longer needed go."""
+        target = self.folder / f"checkpoint_{cursor.step:09d}"
+        shutil.rmtree(target, ignore_errors=True)  # half written before a kill
+        target.mkdir(parents=True)
+        save_state(target, net, optimizer, cursor)
+        for old in sorted(self.folder.glob("checkpoint_*"))[:-KEPT]:
+            shutil.rmtree(old)
+
+    def noticed(self) -> bool:
+        """Whether the coming step is as far as it is to go, or somebody wants it to leave."""
+        self._coming += 1
+        return self._coming == self.until or self.wanted_elsewhere()
+
+    def wish(self) -> Literal["leave"]:
+        """There is but one."""
+        return "leave"
+
+    def wanted_elsewhere(self) -> bool:
+        """Whether to leave before that."""
+        return False
 
 
 def _left_out(folder: Path, wrong: str) -> str:

@@ -56,26 +56,27 @@ def _load(recipe: str, overrides: tuple[str, ...]) -> Recipe:
     return load_recipe(recipe, overrides)
 
 
-def _run(recipe: str, overrides: tuple[str, ...], until: str) -> None:
+def run_flow(recipe: Recipe, until: str) -> None:
+    """Run the stages up to one and print what they came to."""
     from pipeline.flow import Flow
     from pipeline.logs import configure_logging
 
     configure_logging(logging.INFO)
-    _print_report(Flow(_load(recipe, overrides)).run(until), receipt=until == "transplant")
+    _print_report(Flow(recipe).run(until), receipt=until == "transplant")
 
 
 @main.command()
 @recipe_arguments
 def run(recipe: str, overrides: tuple[str, ...]) -> None:
     """Run the whole flow; what is there already is not computed again."""
-    _run(recipe, overrides, "register")
+    run_flow(_load(recipe, overrides), "register")
 
 
 def _stage_verb(stage: str, text: str) -> None:
     @main.command(stage, help=text)
     @recipe_arguments
     def verb(recipe: str, overrides: tuple[str, ...]) -> None:
-        _run(recipe, overrides, stage)
+        run_flow(_load(recipe, overrides), stage)
 
 
 _stage_verb("ingest", "Check the data set and write it as Arrow shards.")

@@ -28,13 +28,22 @@ def connect(spec: ClusterSpec) -> None:
     Raises:
         ClusterError: there is none at that address, or it cannot hold the workers.
     """
+    join(spec)
+    require_room(spec, ray.cluster_resources())
+
+
+def join(spec: ClusterSpec) -> None:
+    """The same, whatever room there is.
+
+    Raises:
+        ClusterError: there is none at that address.
+    """
     if not ray.is_initialized():
         address = spec.address or os.environ.get("RAY_ADDRESS")
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
             raise ClusterError(f"no Ray at {address}: {error}") from error
-    require_room(spec, ray.cluster_resources())
 
 
 def require_room(spec: ClusterSpec, have: dict[str, float]) -> None:
@@ -45,7 +54,7 @@ def require_room(spec: ClusterSpec, have: dict[str, float]) -> None:
     """
     need = {"CPU": spec.min_workers * spec.cpus_per_worker}
     if spec.use_gpu:
-        need["GPU"] = float(spec.min_workers)
+        need["GPU"] = spec.min_workers * spec.gpus_per_worker
     for kind, amount in need.items():
         if amount > have.get(kind, 0):
             if spec.autoscaling:
@@ -75,13 +84,21 @@ def scaling(spec: ClusterSpec) -> train.ScalingConfig:
         num_workers=spec.num_workers,  # type: ignore[arg-type]
         elastic_resize_monitor_interval_s=spec.resize_every_s,
         use_gpu=spec.use_gpu,
-        resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": 1} if spec.use_gpu else {}),
+        resources_per_worker=per_worker(spec),
     )
+
+
+def per_worker(spec: ClusterSpec) -> dict[str, float]:
+    """What a worker takes."""
+    return {"CPU": spec.cpus_per_worker} | ({"GPU": spec.gpus_per_worker} if spec.use_gpu else {})
 
 
 def task_options(spec: ClusterSpec) -> dict[str, Any]:
     """Resources of a task that runs a net."""
-    return {"num_cpus": spec.cpus_per_worker, "num_gpus": 1 if spec.use_gpu else 0}
+    return {
+        "num_cpus": spec.cpus_per_worker,
+        "num_gpus": spec.gpus_per_worker if spec.use_gpu else 0,
+    }
 
 
 def run_config(spec: ClusterSpec, folder: Path, keep: int) -> train.RunConfig:

@@ -69,6 +69,10 @@ class Job:
     receipt: Path | None
     """Folder of the transplant whose receipt must hold; None for scratch and later phases."""
 
+    def steps(self, recipe: Recipe) -> int:
+        """Optimiser steps to its end."""
+        return self.phase.epochs * steps_per_epoch(self.num_train, recipe.finetune.global_batch)
+
 
 class TrainedNet(BaseModel):
     """What a phase leaves behind: its best net by validation."""
@@ -82,8 +86,9 @@ class TrainedNet(BaseModel):
 class RayKeeper:
     """Checkpoints through Ray Train: rank 0 writes, Ray carries them to the store meanwhile."""
 
-    def __init__(self, rank: int, run: Path, telemetry: Any) -> None:  # noqa: ANN401 - Ray's handle
-        self.rank, self.run, self.telemetry = rank, run, telemetry
+    def __init__(self, rank: int, run: Path, until: int | None, telemetry: Any) -> None:  # noqa: ANN401 - Ray's handle
+        self.rank, self.run, self.until, self.telemetry = rank, run, until, telemetry
+        self._coming = 0
         self._answer: Any = None
         self._looked = time.monotonic()
         self._heeded: Any = None
@@ -98,7 +103,9 @@ class RayKeeper:
         for complaint in complaints:
             self.telemetry.say.remote(complaint)
         name = broadcast_from_rank_zero(found and found.name)
-        return load_state(self.run / name, net, optimizer) if name else Cursor()
+        cursor = load_state(self.run / name, net, optimizer) if name else Cursor()
+        self._coming = cursor.step
+        return cursor
 
     def save(self, net: FCN, optimizer: Optimizer, cursor: Cursor) -> None:
         """Write it here; Ray copies it to the store while training goes on, one at a time."""
@@ -120,14 +127,19 @@ class RayKeeper:
         self._answer = self.telemetry.push.remote(rows)
 
     def noticed(self) -> bool:
-        """The driver wants to leave, or it is time to look whether a node is about to go."""
+        """The driver wants to leave, it is time to look whether a node is about to go, or far enough."""
+        self._coming += 1
+        if self._coming == self.until:
+            return True
         if self._answer is None:
             return False
         late = time.monotonic() - self._looked > LOOK_EVERY_S
         return late or (bool(ray.wait([self._answer], timeout=0)[0]) and ray.get(self._answer))
 
     def wish(self) -> Wish:
-        """Leave if the driver says so; save, once, if a node has been given notice."""
+        """Leave if far enough or if the driver says so; save, once, if a node has been given notice."""
+        if self._coming == self.until:
+            return "leave"
         self._looked = time.monotonic()
         if broadcast_from_rank_zero(self._answer is not None and ray.get(self._answer)):
             return "leave"
@@ -147,7 +159,7 @@ def train_worker(config: dict[str, Any]) -> int | str:
     team = Team(context.get_world_rank(), context.get_world_size(), get_device())
     node = ray.get_runtime_context().get_node_id()
     telemetry.here.remote(Worker(team.rank, node, os.getpid()), team.size)
-    keeper = RayKeeper(team.rank, config["run"], telemetry)
+    keeper = RayKeeper(team.rank, config["run"], config["until"], telemetry)
     phase = Phase(
         net=start_net(recipe, config["phase"]["stride"], config["start"]),
         spec=recipe.finetune,
@@ -180,11 +192,27 @@ def run(
     """
     if job.receipt is not None:
         require_receipt(job.receipt)
-    steps = job.phase.epochs * steps_per_epoch(job.num_train, recipe.finetune.global_batch)
-    folder = store.checkpoints(recipe.name, key)
+    watcher = Watcher(f"FCN-{job.phase.stride}s", key, job.steps(recipe), sink)
+    with _checkpoint_on_sigterm(watcher):
+        last = train_until(None, recipe, job, store.checkpoints(recipe.name, key), watcher)
+    if (done := step_of(last)) < job.steps(recipe):
+        raise StoppedError(
+            f"stopped after step {done} of {job.steps(recipe)}, which is in a checkpoint; the same "
+            "command goes on"
+        )
+    return publish(recipe, store, key, job.phase.stride, last)
+
+
+def train_until(
+    until: int | None, recipe: Recipe, job: Job, folder: Path, watcher: Watcher
+) -> Path:
+    """Train up to a step (None: the end) or until asked to leave; the checkpoint of where that was.
+
+    Raises:
+        TrainingError, ClusterError, StoreError: as `run` does.
+    """
     for complaint in tidy(folder):
         log.warning("%s", complaint)
-    watcher = Watcher(f"FCN-{job.phase.stride}s", key, steps, sink)
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # what it returns is result.return_value
         train_loop_config={
@@ -195,11 +223,12 @@ def run(
             "val": job.val,
             "telemetry": watcher.telemetry,
             "run": folder,
+            "until": until,
         },
         scaling_config=scaling(recipe.cluster),
         run_config=run_config(recipe.cluster, folder, KEPT),
     )
-    with watcher, _checkpoint_on_sigterm(watcher):
+    with watcher:
         done = _fit(trainer, folder).return_value
     if isinstance(done, str):
         raise TrainingError(done)
@@ -209,11 +238,7 @@ def run(
             f"the checkpoint of step {done} did not reach {folder}; the same command goes on from the "
             "one before"
         )
-    if done < steps:
-        raise StoppedError(
-            f"stopped after step {done} of {steps}, which is in a checkpoint; the same command goes on"
-        )
-    return _publish(recipe, store, key, job.phase.stride, last)
+    return last
 
 
 def _fit(trainer: TorchTrainer, folder: Path) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
@@ -256,7 +281,7 @@ def _checkpoint_on_sigterm(watcher: Watcher) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _publish(recipe: Recipe, store: Store, key: str, stride: Stride, last: Path) -> TrainedNet:
+def publish(recipe: Recipe, store: Store, key: str, stride: Stride, last: Path) -> TrainedNet:
     """The best net, with its classes and the history of its training, apart from what training needs."""
     best = read_best(last)
     assert best is not None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` nee
     from pipeline.ingest import Dataset
     from pipeline.locks import Lock
     from pipeline.register import Registered
+    from pipeline.runs import Runs
     from pipeline.tracked import Tracked
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,8 @@ class Flow:
             self.store.expect(step.key, step.stage, [self.steps[n].key for n in step.needs])
         self.report = Report([], {})
         self._tracked: Tracked | None = None
+        self._runs: Runs | None = None
+        """What is told of the inputs: that, or the run of a search."""
 
     def run(self, until: str = "register") -> Report:
         """All steps up to a stage; those whose result is there are not run again."""
@@ -166,9 +169,15 @@ class Flow:
         if not complete:
             cluster.connect(self.recipe.cluster)
         self._tracked = Tracked(self.recipe, self.store.root, wanted[-1].key, self.mark)
-        self.report.tracking = self._tracked.address
+        self._runs, self.report.tracking = self._tracked, self._tracked.address
         with self._tracked:
             self._run(wanted)
+
+    def prepare(self, runs: Runs) -> Report:
+        """Data set and transplant only, told to another run; Ray is there already."""
+        self._runs = runs
+        self._run([s for s in self.steps.values() if s.stage in ("ingest", "transplant")])
+        return self.report
 
     def mark(self, key: str) -> Path:
         """A file that is there once MLflow has been told all of a phase or an evaluation."""
@@ -244,8 +253,8 @@ class Flow:
         data = self._once(
             step, ingest.Dataset, lambda: ingest.run(self.recipe, self.store, step.key)
         )
-        if self._tracked:
-            self._tracked.dataset(data)
+        if self._runs:
+            self._runs.dataset(data)
 
     def _begin_transplant(self) -> Surgery | None:
         """It needs nothing of the ingest: both run at the same time.
@@ -279,8 +288,8 @@ class Flow:
             done = self._once(
                 step, transplant.Transplanted, lambda: cluster.get(self._operate(step))
             )
-        if self._tracked:
-            self._tracked.receipt(done)
+        if self._runs:
+            self._runs.receipt(done)
 
     def _finetune(self, step: Step) -> None:
         from pipeline import checkpoints, finetune

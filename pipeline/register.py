@@ -38,7 +38,18 @@ class Registered(BaseModel):
 
 
 def run(tracker: Tracker, run_id: str, model: str, net: Path, scores: Scored) -> Registered:
-    """Log the model, make a version, decide, act."""
+    """Make a version, decide, act."""
+    version = enter(tracker, run_id, model, net, scores)
+    decision = _gate(tracker, model, scores)
+    if decision.promote:
+        tracker.move_alias(model, version, decision.reason)
+    return Registered(
+        model=model, version=version, champion=decision.promote, reason=decision.reason
+    )
+
+
+def enter(tracker: Tracker, run_id: str, model: str, net: Path, scores: Scored) -> int:
+    """The version of these weights with these scores; a new one if there is none."""
     tags = {
         "mean_iu": repr(scores.mean_iu),
         "pixel_accuracy": repr(scores.pixel_accuracy),
@@ -46,13 +57,8 @@ def run(tracker: Tracker, run_id: str, model: str, net: Path, scores: Scored) ->
         "num_images": str(scores.num_images),
         "weights_sha256": read_about(net)["sha256"],
     }
-    version = tracker.register(run_id, model, net, tags)
-    decision = _gate(tracker, model, scores)
-    if decision.promote:
-        tracker.move_alias(model, version, decision.reason)
-    return Registered(
-        model=model, version=version, champion=decision.promote, reason=decision.reason
-    )
+    known = tracker.version_with(model, tags)
+    return tracker.register(run_id, model, net, tags) if known is None else known
 
 
 def _gate(tracker: Tracker, model: str, scores: Scored) -> Decision:

@@ -283,6 +283,8 @@ class ClusterSpec(Spec):
     autoscaling: bool = False
     """The cluster adds nodes on demand: a flow waits for them where it would else be refused at once."""
     use_gpu: bool = False
+    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A share of one lets several trials of a search, of one worker each, use a GPU together."""
     cpus_per_worker: PositiveFloat = 1.0
     loader_workers: Count = 0
     """Processes that decode and augment, for each worker; 0 does it in the worker itself."""
@@ -296,6 +298,15 @@ class ClusterSpec(Spec):
         if [type(n) for n in bounds] != [int, int] or not 0 < bounds[0] <= bounds[1]:
             raise ValueError(f"num_workers={number} is neither a number above 0 nor [min, max]")
         return number
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> ClusterSpec:
+        if self.use_gpu and self.gpus_per_worker < 1 and self.max_workers > 1:
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker:g} with num_workers={self.max_workers}: workers "
+                "that train together need a GPU each (NCCL); use gpus_per_worker=1 or num_workers=1"
+            )
+        return self
 
     @property
     def min_workers(self) -> int:

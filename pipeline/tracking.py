@@ -48,7 +48,7 @@ from pipeline.specs import TrackingSpec
 
 log = logging.getLogger(__name__)
 
-CHAMPION = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
 FINGERPRINT = "fcn.fingerprint"
 ENDED_BY = "fcn.ended_by"
 PARENT = "mlflow.parentRunId"
@@ -219,6 +219,10 @@ class Tracker:
         )
         self.client.log_inputs(run_id, datasets=[entry])
 
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Words about a run, by name."""
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
     def set_note(self, run_id: str, text: str) -> None:
         """The description on the run's page."""
         self.client.set_tag(run_id, "mlflow.note.content", text)
@@ -272,6 +276,12 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
+    def version_with(self, name: str, tags: Mapping[str, str]) -> int | None:
+        """The newest version of a model that has all these tags."""
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        fitting = [int(v.version) for v in versions if tags.items() <= v.tags.items()]
+        return max(fitting, default=None)
+
     def champion(self, name: str) -> tuple[int, dict[str, str]] | None:
         """Version and tags of the alias's holder, None if there is none."""
         try:
@@ -286,6 +296,10 @@ class Tracker:
         """Make a version the champion."""
         self.client.set_model_version_tag(name, str(version), "gate", evidence)
         self.client.set_registered_model_alias(name, CHAMPION, str(version))
+
+    def name_challenger(self, name: str, version: int) -> None:
+        """Point the challenger's alias to a version; it is not the champion for that."""
+        self.client.set_registered_model_alias(name, CHALLENGER, str(version))
 
     def resolve(self, model_uri: str) -> str:
         """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means now, with its weights.

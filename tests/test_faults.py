@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from fcn.weights import NET
-from pipeline.checkpoints import newest, read_best, step_of
+from pipeline.checkpoints import FolderKeeper, newest, read_best, step_of
 from pipeline.drill import Training
 from pipeline.faults import Ground, preempt_node
 from pipeline.flow import plan
@@ -24,7 +24,6 @@ from pipeline.store import Store
 from pipeline.surgery import start_net
 from pipeline.tracking import Tracker
 from tests.conftest import TINY
-from tests.pipeline.test_loop import FolderKeeper
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pydantic import JsonValue
 
-from tuning.records import Search, Status, Trial
+from tuning.events import Status
+from tuning.records import Search, Trial
 from tuning.sensitivity import Floats, Sensitivity, coordinates, survival
 from tuning.space import LR, WEIGHT_DECAY, Choice, Log, parse_space
 

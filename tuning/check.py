@@ -13,6 +13,7 @@ from pipeline.recipe import Recipe
 from tuning.decay import INERT_FRAC, arithmetic, shrinkage
 from tuning.space import LR, WEIGHT_DECAY, Choice, Distribution, Log, Point, Space, counted
 
+STEPS = "it changes the number of steps, and trials are scored at equal ones"
 NOT_SEARCHED = {
     "name": "it is a name and cannot change the result",
     "store": "it says where results lie and cannot change them",
@@ -23,6 +24,9 @@ NOT_SEARCHED = {
     "data": "trials that learn from or are scored on different data cannot be compared",
     "finetune.validate_every_epochs": "it says when is measured, which must be the same in all trials",
     "finetune.checkpoint_every_steps": "it cannot change the result",
+    "finetune.epochs": STEPS,
+    "finetune.phases": STEPS,
+    "finetune.global_batch": STEPS,
 }
 
 INNER_FRAC = 0.382
@@ -51,6 +55,26 @@ def check(space: Space, recipe: Recipe, num_train: int) -> None:
     if mistakes:
         lines = [f"  {line}" for line in mistakes]
         raise RecipeError("\n".join([f"space of {recipe.name}: {counted(lines)}", *lines]))
+
+
+def check_population(space: Space, recipe: Recipe) -> None:
+    """Refuse what cannot change while a net is being trained.
+
+    Raises:
+        RecipeError: all mistakes at once.
+    """
+    lines = [
+        f"  {key}: a population changes it in the middle of a training, which only numbers of "
+        "finetune.optimizer allow; search it with --scheduler asha"
+        for key, distribution in space.dimensions.items()
+        if not _within(key, "finetune.optimizer") or isinstance(distribution, Choice)
+    ]
+    if recipe.finetune.phases:
+        lines.append(
+            "  finetune.phases: a population trains one phase; use finetune.epochs, or --scheduler asha"
+        )
+    if lines:
+        raise RecipeError("\n".join([f"population of {recipe.name}: {counted(lines)}", *lines]))
 
 
 def _of_dimension(key: str, distribution: Distribution, recipe: Recipe) -> list[str]:

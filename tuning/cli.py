@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,22 +14,154 @@ from pipeline.errors import DataError
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
+    from tuning.settings import Settings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fcn-pipeline")
 def main() -> None:
-    """Search hyper-parameters of a recipe on Ray Tune."""
+    """Search hyper-parameters of a recipe on Ray Tune.
+
+    RECIPE is a name (see `fcn-pipeline recipes`) or a path to a YAML file; NAME is that of a search.
+    """
+
+
+def name_and_store(command: Command) -> Command:
+    """NAME and --store, which every verb on a search that is there takes."""
+    option = click.option(
+        *("--store", "store"),
+        default="store",
+        show_default=True,
+        type=click.Path(path_type=Path),
+        help="Store folder.",
+    )
+    return click.argument("name")(option(command))
+
+
+def search_options(command: Command) -> Command:
+    """What a search is asked for."""
+    for option in reversed(
+        (
+            click.option("--name", help="Of the search; the recipe's name if not given."),
+            click.option("--trials", type=int, help="How many.  [default: 20]"),
+            click.option("--budget", help="Time to spend, for example 2h or 1h30m."),
+            click.option(
+                "--space", "path", type=click.Path(), help="YAML; lr and weight decay if not given."
+            ),
+            click.option("--sampler", help="tpe, random or grid.  [default: tpe]"),
+            click.option("--scheduler", help="asha, median, pbt or none.  [default: asha]"),
+            click.option(
+                "--reduction", type=int, help="Halving lets one of so many go on.  [default: 3]"
+            ),
+            click.option("--workers", type=int, help="Of each trial.  [default: 1]"),
+            click.option(
+                "--concurrent", type=int, help="Trials side by side.  [default: as many as fit]"
+            ),
+            click.option(
+                "--max-failed",
+                type=float,
+                help="Share of failed trials that ends it.  [default: 0.5]",
+            ),
+            click.option("--seed", type=int, help="Of the points.  [default: 0]"),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 @main.command()
-@click.argument("recipe")
-def search(recipe: str) -> None:
-    """Search learning rate and weight decay of RECIPE (not in this version)."""
-    raise click.ClickException(
-        f"the search over {recipe} is not in this version. Until it is, `fcn-tune space {recipe}` gives "
-        "points that are worth a try; run them by hand with fcn-pipeline run --set ... --set name=..."
-    )
+@recipe_arguments
+@search_options
+def search(recipe: str, overrides: tuple[str, ...], path: str | None, **options: object) -> None:
+    """Search for the values with which RECIPE learns best; the same command again goes on.
+
+    The first trial is the recipe as it is. Each trial is a run in MLflow below that of the search.
+    """
+    from pipeline.recipe import load_recipe, read_yaml
+    from tuning.settings import parse_settings
+
+    loaded = load_recipe(recipe, overrides)
+    given = {key: value for key, value in options.items() if value is not None}
+    if path:
+        given["space"] = read_yaml(path, "keys of a recipe with {log: ...} and the like")
+    _search(loaded, parse_settings({"name": loaded.name} | given))
+
+
+@main.command()
+@name_and_store
+@click.option("--trials", type=int, help="More than before; not for a grid or a population.")
+@click.option("--budget", help="Time to spend in all, for example 4h.")
+def resume(name: str, store: Path, trials: int | None, budget: str | None) -> None:
+    """Go on with the search NAME, as it was begun."""
+    from tuning.settings import parse_settings
+    from tuning.shelf import shelf_of
+
+    _, recipe, settings = shelf_of(store, name).read()
+    given = {"trials": trials, "budget": budget}
+    changed = {key: value for key, value in given.items() if value is not None}
+    plain = settings.model_dump(mode="json", by_alias=True)
+    _search(recipe, parse_settings(plain | changed))
+
+
+def _search(recipe: Recipe, settings: Settings) -> None:
+    from pipeline.logs import configure_logging
+    from tuning.search import run
+
+    configure_logging(logging.INFO)
+    result = run(recipe, settings)
+    best = result.search.best()
+    if best is not None and best.mean_iu is not None:
+        click.echo(f"best             mean IU {best.mean_iu:.4f} by trial {best.number}")
+        click.echo(f"with             {'  '.join(best.overrides())}")
+    click.echo(f"page             {result.page}")
+    if scores := result.scores:
+        click.echo(
+            f"{scores.split} of {scores.num_images} images: mean IU {scores.mean_iu:.4f}, "
+            f"pixel accuracy {scores.pixel_accuracy:.4f}"
+        )
+        click.echo(f"model            {result.registered}")
+    click.echo(f"tracked in       mlflow ui --backend-store-uri {result.tracking}")
+    click.echo(f"next             fcn-tune best {settings.name} --run --store {recipe.store}")
+
+
+@main.command()
+@name_and_store
+def status(name: str, store: Path) -> None:
+    """Show how far the search NAME has come."""
+    from rich.console import Console
+
+    from tuning.shelf import shelf_of
+    from tuning.show import head_line, trial_table
+
+    shelf = shelf_of(store, name)
+    found, _, settings = shelf.read()
+    click.echo(head_line(found, settings, under_way=shelf.under_way()))
+    Console().print(trial_table(found))
+
+
+@main.command()
+@name_and_store
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="YAML file.")
+@click.option("--run", "train", is_flag=True, help="Run its whole flow, to the gate.")
+def best(name: str, store: Path, output: Path | None, train: bool) -> None:
+    """Print the recipe of the best trial of the search NAME, or write it, or run it.
+
+    What the search has trained is not trained again.
+    """
+    from pipeline.cli import run_flow
+    from tuning.shelf import shelf_of
+    from tuning.winner import best_recipe
+
+    found, recipe, _ = shelf_of(store, name).read()
+    winning = best_recipe(found, recipe, whole=train)
+    if output:
+        output.write_text(winning.to_yaml())
+    elif not train:
+        click.echo(winning.to_yaml(), nl=False)
+    if train:
+        run_flow(winning, "register")
 
 
 @main.command()
@@ -60,25 +194,24 @@ def _num_train(recipe: Recipe) -> int:
     Raises:
         DataError: nobody has counted them yet.
     """
-    from pipeline.flow import Flow
+    from tuning.settings import known_num_train
 
-    counts = Flow(recipe).published_counts()
-    if counts:
-        return counts["train"]
-    if recipe.data.source == "shapes":
-        return recipe.data.shapes.num_train
-    raise DataError(
-        f"{recipe.name} has not been ingested into {recipe.store}, so its steps are not known; run "
-        "fcn-pipeline ingest with the same recipe and store first"
-    )
+    num_train = known_num_train(recipe)
+    if num_train is None:
+        raise DataError(
+            f"{recipe.name} has not been ingested into {recipe.store}, so its steps are not known; run "
+            "fcn-pipeline ingest with the same recipe and store first"
+        )
+    return num_train
 
 
 @main.command()
-@click.argument("journal", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path))
-def report(journal: Path, output: Path) -> None:
-    """Show the JOURNAL of a search on one page that needs nothing else, with its pictures."""
-    from tuning.records import Search
+@name_and_store
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder.")
+def report(name: str, store: Path, output: Path | None) -> None:
+    """Show the search NAME on one page that needs nothing else, with its pictures."""
     from tuning.report import write_report
+    from tuning.shelf import shelf_of
 
-    click.echo(write_report(Search.read(journal), output))
+    shelf = shelf_of(store, name)
+    click.echo(write_report(shelf.read()[0], output or shelf.folder / "report"))

@@ -1,98 +1,29 @@
-"""What is known of a search: a journal, one JSON line an event, and what it adds up to.
-
-The journal is only ever appended to, so that a search survives a kill at any moment: a last line
-without its end was being written then, and counts as never written.
-"""
+"""What the events of a search add up to."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.specs import Count, Fraction, NonNegative, Positive, Spec
-
-Ending = Literal["finished", "pruned", "failed", "stopped"]
-Status = Literal["running", Ending]
-
-
-class SearchBegun(Spec):
-    """The first line; the same again where a search goes on."""
-
-    event: Literal["search"] = "search"
-    recipe: str
-    """Its name."""
-    seed: Count
-    space: dict[str, Any]
-    """As `Space.model_dump(mode="json")` gives it."""
-    sampler: str
-    scheduler: str
-    max_steps: Positive
-    """Optimiser steps of a trial that is not pruned."""
-
-
-class TrialBegun(Spec):
-    """A trial is under way; the same again where it goes on."""
-
-    event: Literal["trial"] = "trial"
-    number: Count
-    """0 is the recipe's own point."""
-    point: dict[str, JsonValue]
-
-
-class Rung(Spec):
-    """A trial was scored; the same again where it was trained again from an earlier checkpoint."""
-
-    event: Literal["rung"] = "rung"
-    number: Count
-    step: Positive
-    mean_iu: Fraction
-
-
-class TrialEnded(Spec):
-    """A trial is over; a stopped or failed one may begin again."""
-
-    event: Literal["ended"] = "ended"
-    number: Count
-    status: Ending
-    reason: str = ""
-    """Why, for a reader; empty for one that finished."""
-    seconds: NonNegative
-    """Of all its attempts together."""
-    steps: Count
-    """How far it was trained."""
-
-
-Event = Annotated[SearchBegun | TrialBegun | Rung | TrialEnded, Field(discriminator="event")]
-EVENT: TypeAdapter[SearchBegun | TrialBegun | Rung | TrialEnded] = TypeAdapter(Event)
-
-
-class Journal:
-    """Where a search writes what happens; one process at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        with path.open("r+b") as file:  # what was cut off must not become the start of a line
-            file.truncate(len(_whole(path.read_bytes())))
-
-    def append(self, event: SearchBegun | TrialBegun | Rung | TrialEnded) -> None:
-        """Write an event; on the disk when this returns."""
-        with self.path.open("ab") as file:
-            file.write(event.model_dump_json().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _whole(text: bytes) -> bytes:
-    """The lines that have their end."""
-    return text[: text.rfind(b"\n") + 1]
+from tuning.events import (
+    EVENT,
+    Cloned,
+    Event,
+    Failed,
+    Rung,
+    SearchBegun,
+    SessionBegun,
+    Status,
+    TrialBegun,
+    TrialEnded,
+    whole_lines,
+)
+from tuning.space import Space
 
 
 @dataclass(frozen=True)
@@ -101,18 +32,43 @@ class Trial:
 
     number: int
     point: Mapping[str, JsonValue]
+    first: Mapping[str, JsonValue]
+    """The point it began with; another one only in a population."""
     rungs: Mapping[int, float] = field(default_factory=dict)
     """Mean IU by step, in the order of the steps."""
+    kept: float = 0.0
+    """Mean IU of the best net so far, as the last rung had it."""
     status: Status = "running"
+    failure: str = ""
+    """Why its training cannot go on."""
+    clones: Mapping[int, int] = field(default_factory=dict)
+    """Of a population: the step at which it went on from another's net, and whose; its point is new
+    since then."""
+    times: Mapping[int, float] = field(default_factory=dict)
+    """Seconds of training up to each rung from the one before."""
     reason: str = ""
     seconds: float | None = None
     """Known once it has ended."""
     trained: int = 0
 
+    def overrides(self) -> list[str]:
+        """Its point as `--set` takes it."""
+        return Space.overrides(dict(self.point))
+
     @property
     def mean_iu(self) -> float | None:
-        """The highest of its rungs, which is that of the net that fine-tuning keeps."""
-        return max(self.rungs.values(), default=None)
+        """Of the net that fine-tuning keeps, the best of all validations; None without a rung."""
+        return max([*self.rungs.values(), self.kept]) if self.rungs else None
+
+    def ended_by(self, event: TrialEnded) -> Trial:
+        """The trial, over."""
+        return replace(
+            self,
+            status=event.status,
+            reason=event.reason,
+            seconds=event.seconds,
+            trained=event.steps,
+        )
 
     @property
     def steps(self) -> int:
@@ -129,6 +85,8 @@ class Search:
     """By number, in the order in which they first began."""
     ended: tuple[int, ...] = ()
     """Numbers of those that are over, in the order in which they ended."""
+    sessions: tuple[tuple[float, float], ...] = ()
+    """First and last sign of life of each driver, in seconds since 1970."""
 
     @classmethod
     def read(cls, path: Path) -> Search:
@@ -138,7 +96,7 @@ class Search:
             StoreError: no such journal, not one whole line in it, or a line that cannot be.
         """
         try:
-            lines = _whole(path.read_bytes()).splitlines()
+            lines = whole_lines(path.read_bytes()).splitlines()
         except OSError as error:
             raise StoreError(f"{path}: the search's journal cannot be read: {error}") from None
         return cls.fold(lines, str(path))
@@ -165,6 +123,10 @@ class Search:
                 f"{source} holds no event: the search was killed before it began; begin it again"
             )
         return search
+
+    def after(self, event: Event) -> Search:
+        """The search once that has happened too; ValueError if it cannot have."""
+        return _after(self, event)
 
     def finished(self) -> list[Trial]:
         """Trials that were trained to their end, in the order in which they ended."""
@@ -211,6 +173,11 @@ class Search:
         return sum(trial.status == status for trial in self.trials.values())
 
     @property
+    def spent_s(self) -> float:
+        """Time of all drivers together."""
+        return sum(last - first for first, last in self.sessions)
+
+    @property
     def steps_trained(self) -> int:
         """By all trials together."""
         return sum(trial.steps for trial in self.trials.values())
@@ -222,31 +189,51 @@ class Search:
         return sum(max(0, self.begun.max_steps - trial.steps) for trial in pruned)
 
 
-def _after(search: Search | None, event: SearchBegun | TrialBegun | Rung | TrialEnded) -> Search:
+def _after(search: Search | None, event: Event) -> Search:
     """The search once that has happened too; ValueError if it cannot have."""
     if search is None or isinstance(event, SearchBegun):
         return _begun(search, event)
+    if isinstance(event, SessionBegun):
+        return replace(search, sessions=(*search.sessions, (event.at, event.at)))
+    return _of_trial(_alive(search, event.at), event)
+
+
+def _alive(search: Search, at: float) -> Search:
+    """The driver of the last session gave a sign of life."""
+    if not search.sessions:
+        return search
+    *before, (first, _) = search.sessions
+    return replace(search, sessions=(*before, (first, at)))
+
+
+def _of_trial(search: Search, event: TrialBegun | Rung | Failed | Cloned | TrialEnded) -> Search:
     known = search.trials.get(event.number)
     if isinstance(event, TrialBegun):
         return _with(search, _trial_begun(known, event))
     if known is None or known.status != "running":
         raise ValueError(f"trial {event.number} is not running")
+    if isinstance(event, TrialEnded):
+        over = known.ended_by(event)
+        return replace(_with(search, over), ended=(*search.ended, over.number))
+    return _with(search, _trained(known, event))
+
+
+def _trained(known: Trial, event: Rung | Failed | Cloned) -> Trial:
     if isinstance(event, Rung):
         rungs = dict(sorted({**known.rungs, event.step: event.mean_iu}.items()))
-        return _with(search, replace(known, rungs=rungs))
-    over = replace(
-        known,
-        status=event.status,
-        reason=event.reason,
-        seconds=event.seconds,
-        trained=event.steps,
-    )
-    return replace(_with(search, over), ended=(*search.ended, over.number))
+        times = {**known.times, event.step: event.seconds}
+        return replace(known, rungs=rungs, kept=max(known.kept, event.kept), times=times)
+    if isinstance(event, Failed):
+        times = {**known.times, event.step: event.seconds}
+        return replace(known, failure=event.reason, trained=event.step, times=times)
+    clones = {**known.clones, event.step: event.source}
+    return replace(known, clones=clones, point=event.point)
 
 
-def _begun(search: Search | None, event: SearchBegun | TrialBegun | Rung | TrialEnded) -> Search:
+def _begun(search: Search | None, event: Event) -> Search:
     if not isinstance(event, SearchBegun):
         raise ValueError("a journal begins with its search")
+    event = event.model_copy(update={"at": 0.0})
     if search is not None and search.begun != event:
         raise ValueError("another search began in this journal")
     return search or Search(event)
@@ -254,10 +241,10 @@ def _begun(search: Search | None, event: SearchBegun | TrialBegun | Rung | Trial
 
 def _trial_begun(known: Trial | None, event: TrialBegun) -> Trial:
     if known is None:
-        return Trial(event.number, event.point)
+        return Trial(event.number, event.point, event.point)
     if known.status in ("finished", "pruned"):
         raise ValueError(f"trial {known.number} had {known.status}")
-    if known.point != event.point:
+    if known.point != event.point and not known.clones:
         raise ValueError(f"trial {known.number} has another point")
     return replace(known, status="running", reason="", seconds=None)
 

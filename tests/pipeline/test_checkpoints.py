@@ -138,3 +138,11 @@ def test_a_history_comes_back_as_it_was(tmp_path_factory, metrics) -> None:
 def test_a_checkpoint_says_which_step_it_holds(run) -> None:
     folder, _ = newest(run)
     assert json.loads((folder / MANIFEST).read_text())["step"] == 12
+
+
+def test_learning_rates_are_the_recipes_not_the_checkpoints(run, net) -> None:
+    """A trial that goes on from another's net does so with its own values."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5, weight_decay=0.25)
+    load_state(newest(run)[0], net, optimizer)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)

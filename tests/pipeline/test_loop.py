@@ -1,7 +1,6 @@
 """The step is the same whoever computes it, and a run goes on where it stood."""
 
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcn.nets import FCN, Blueprint
-from pipeline.checkpoints import KEPT, OPTIMIZER, Cursor, load_state, newest, read_best, save_state
+from pipeline.checkpoints import OPTIMIZER, FolderKeeper, newest, read_best
 from pipeline.errors import TrainingError
 from pipeline.loop import Phase, Team, evaluate_split
 from pipeline.shards import Shards
@@ -20,35 +19,25 @@ from pipeline.specs import PhaseSpec
 from tests.conftest import tiny
 
 
-class FolderKeeper:
-    """Checkpoints in a folder; may stop the run after one, as a kill would."""
+class Interrupted(FolderKeeper):
+    """May stop the run after a checkpoint, as a kill would, or be asked to leave."""
 
     def __init__(
         self, folder: Path, die_at: int | None = None, leave_at: int | None = None
     ) -> None:
-        self.folder, self.die_at, self.leave_at, self.saved = folder, die_at, leave_at, []
+        super().__init__(folder)
+        self.die_at, self.leave_at, self.saved = die_at, leave_at, []
         self.asked = 0
-
-    def restore(self, net, optimizer):
-        found, _ = newest(self.folder)
-        return load_state(found, net, optimizer) if found else Cursor()
 
     def save(self, net, optimizer, cursor) -> None:
         self.saved.append(cursor.step)
-        folder = self.folder / f"checkpoint_{cursor.step:04d}"
-        folder.mkdir(parents=True)
-        save_state(folder, net, optimizer, cursor)
-        for old in sorted(self.folder.glob("checkpoint_*"))[:-KEPT]:
-            shutil.rmtree(old)
+        super().save(net, optimizer, cursor)
         if cursor.step == self.die_at:
             raise KeyboardInterrupt
 
-    def noticed(self) -> bool:
+    def wanted_elsewhere(self) -> bool:
         self.asked += 1
         return self.asked == self.leave_at
-
-    def wish(self):
-        return "leave"
 
 
 def phase(shards, *overrides, team=None, double=False, emit=None, epochs=2) -> Phase:
@@ -90,16 +79,16 @@ def optimizer_state(folder: Path) -> dict:
 def test_a_run_stopped_at_a_checkpoint_ends_with_the_same_bits(tiny_shards, tmp_path, kind) -> None:
     chosen = (f"finetune.optimizer.kind={kind}", "finetune.batch_norm=micro")
     whole = phase(tiny_shards, *chosen)
-    keeper = FolderKeeper(tmp_path / "whole")
+    keeper = Interrupted(tmp_path / "whole")
     whole.run(keeper)
     assert keeper.saved == [2, 3, 4, 6]  # 3 steps an epoch, every second step
     for stop in (2, 3):  # in the middle of an epoch and at its end
         folder = tmp_path / f"stopped-{stop}"
         with pytest.raises(KeyboardInterrupt):
-            phase(tiny_shards, *chosen).run(FolderKeeper(folder, die_at=stop))
+            phase(tiny_shards, *chosen).run(Interrupted(folder, die_at=stop))
         told = []
         resumed = phase(tiny_shards, *chosen, emit=told.extend)
-        resumed.run(FolderKeeper(folder))
+        resumed.run(Interrupted(folder))
         assert [step for step, metrics in told if "train/loss" in metrics] == [1, 2, 3, 4, 5, 6]
         assert largest_difference(weights(whole.net), weights(resumed.net)) == 0
         moments = [optimizer_state(f) for f in (tmp_path / "whole", folder)]
@@ -126,12 +115,12 @@ def test_a_run_killed_inside_any_micro_batch_ends_with_the_same_bits(
 
     killed.net.register_forward_hook(count_down)
     with pytest.raises(KeyboardInterrupt):
-        killed.run(FolderKeeper(folder))
+        killed.run(Interrupted(folder))
     resumed = phase(tiny_shards, "finetune.optimizer.kind=sgd")
-    resumed.run(FolderKeeper(folder))
+    resumed.run(Interrupted(folder))
     if "whole" not in WHOLE:
         WHOLE["whole"] = phase(tiny_shards, "finetune.optimizer.kind=sgd")
-        WHOLE["whole"].run(FolderKeeper(tmp_path_factory.mktemp("whole")))
+        WHOLE["whole"].run(Interrupted(tmp_path_factory.mktemp("whole")))
     assert largest_difference(weights(WHOLE["whole"].net), weights(resumed.net)) == 0
 
 
@@ -141,18 +130,18 @@ WHOLE: dict[str, Phase] = {}
 def test_a_run_asked_to_leave_saves_where_it_stands_and_goes_on_there(
     tiny_shards, tmp_path
 ) -> None:
-    keeper = FolderKeeper(tmp_path, leave_at=5)
+    keeper = Interrupted(tmp_path, leave_at=5)
     assert phase(tiny_shards).run(keeper).step == 5
     assert keeper.saved == [2, 3, 4, 5]
     resumed, whole = phase(tiny_shards), phase(tiny_shards)
-    assert resumed.run(FolderKeeper(tmp_path)).step == 6
-    whole.run(FolderKeeper(tmp_path / "whole"))
+    assert resumed.run(Interrupted(tmp_path)).step == 6
+    whole.run(Interrupted(tmp_path / "whole"))
     assert largest_difference(weights(whole.net), weights(resumed.net)) == 0
 
 
 def test_a_finished_run_started_again_does_nothing(tiny_shards, tmp_path) -> None:
-    phase(tiny_shards).run(FolderKeeper(tmp_path))
-    rows, keeper = [], FolderKeeper(tmp_path)
+    phase(tiny_shards).run(Interrupted(tmp_path))
+    rows, keeper = [], Interrupted(tmp_path)
     assert phase(tiny_shards, emit=rows.extend).run(keeper).step == 6
     assert keeper.saved == []
     assert [step for step, _ in rows] == [1, 2, 3, 4, 5, 6]  # what may not have arrived before
@@ -167,10 +156,10 @@ def test_the_best_net_is_kept_however_training_ends(tiny_shards, tmp_path) -> No
 
     spoilt = ("finetune.optimizer.lr=0.01",)
     with pytest.raises(KeyboardInterrupt):
-        phase(tiny_shards, *spoilt, epochs=4).run(FolderKeeper(tmp_path, die_at=8))
+        phase(tiny_shards, *spoilt, epochs=4).run(Interrupted(tmp_path, die_at=8))
     assert not (tmp_path / "checkpoint_0003").exists()
     work = phase(tiny_shards, *spoilt, epochs=4, emit=watch)
-    work.run(FolderKeeper(tmp_path))
+    work.run(Interrupted(tmp_path))
     best = read_best(newest(tmp_path)[0])
     assert list(scores) == [3, 6, 9, 12]
     assert best.metrics["val/mean_iu"] == max(scores.values())
@@ -196,7 +185,7 @@ def _one_of_several(
     shards = {split: Shards(paths) for split, paths in files.items()}
     team = Team(rank, world_size)
     work = phase(shards, *overrides, team=team, double=double, epochs=epochs)
-    work.run(FolderKeeper(Path(folder) / f"rank-{rank}"))
+    work.run(Interrupted(Path(folder) / f"rank-{rank}"))
     counts = [evaluate_split(work.net, shards[s], work.team, 2, 0).counts for s in ("val", "test")]
     torch.save((weights(work.net), counts), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -227,7 +216,7 @@ def test_several_workers_compute_what_one_computes(
     """The whole chain: order, augmentation, dropout, uneven void, short last batches."""
     chosen = ("finetune.augment.crop_px=[32, 32]", "finetune.validate_every_epochs=4", *overrides)
     alone = phase(tiny_shards, *chosen, double=double, epochs=epochs)
-    assert alone.run(FolderKeeper(tmp_path / "alone")).step == 3 * epochs
+    assert alone.run(Interrupted(tmp_path / "alone")).step == 3 * epochs
     files = {split: shards.files for split, shards in tiny_shards.items()}
     work = (world_size, files, str(tmp_path), double, epochs, chosen)
     mp.spawn(_one_of_several, work, nprocs=world_size, join=True)
@@ -250,14 +239,14 @@ def test_micro_batches_add_up_to_the_global_batch(tiny_shards, tmp_path) -> None
         for module in work.net.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        work.run(FolderKeeper(tmp_path / str(micro)))
+        work.run(Interrupted(tmp_path / str(micro)))
         nets.append(weights(work.net))
     assert largest_difference(*nets) < 1e-10
 
 
 def test_metrics_are_told_for_every_step_and_are_plain_numbers(tiny_shards, tmp_path) -> None:
     rows = []
-    phase(tiny_shards, emit=rows.extend).run(FolderKeeper(tmp_path))
+    phase(tiny_shards, emit=rows.extend).run(Interrupted(tmp_path))
     losses = {step: m["train/loss"] for step, m in rows if "train/loss" in m}
     assert list(losses) == [1, 2, 3, 4, 5, 6]
     validated = {step: m["val/mean_iu"] for step, m in rows if "val/mean_iu" in m}
@@ -271,7 +260,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_images(
     work = phase(tiny_shards)
     work.net.score["8"].bias.data[0] = math.nan
     before = weights(work.net)
-    keeper = FolderKeeper(tmp_path)
+    keeper = Interrupted(tmp_path)
     with pytest.raises(TrainingError, match=r"the loss became nan at step 1, on train-0"):
         work.run(keeper)
     assert keeper.saved == []
@@ -294,7 +283,7 @@ def test_loader_processes_feed_the_same_batches(tiny_shards, tmp_path) -> None:
     for loaders in (0, 2):
         work = phase(tiny_shards)
         work.num_loaders = loaders
-        work.run(FolderKeeper(tmp_path / str(loaders)))
+        work.run(Interrupted(tmp_path / str(loaders)))
         nets.append(weights(work.net))
     assert largest_difference(*nets) == 0
 
@@ -311,6 +300,6 @@ def test_every_backbone_trains_a_step(tiny_shards, tmp_path, backbone) -> None:
     work = Phase(
         net, recipe.finetune, PhaseSpec(stride=8, epochs=2), 0, train["train"], train["val"]
     )
-    best = work.run(FolderKeeper(tmp_path)).best
+    best = work.run(Interrupted(tmp_path)).best
     assert 0 <= best.metrics["val/mean_iu"] <= 1
     assert not torch.equal(first, before)

@@ -25,8 +25,9 @@ from pipeline.store import Store, says_full
 from tests.conftest import tiny
 
 RACER = """
-import logging, os, sys, time
+import logging, os, signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 from pipeline.store import Store
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 store, key = Store(Path(sys.argv[1])), sys.argv[2]

@@ -7,8 +7,9 @@ import pytest
 
 from pipeline.checkpoints import History
 from pipeline.flow import Flow
+from pipeline.runs import status_after
 from pipeline.specs import TrackingSpec
-from pipeline.tracked import Tracked, status_after
+from pipeline.tracked import Tracked
 from pipeline.tracking import Tracker
 from tests.conftest import tiny
 

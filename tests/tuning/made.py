@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tuning.records import Rung, Search, SearchBegun, TrialBegun, TrialEnded
+from tuning.events import Rung, SearchBegun, TrialBegun, TrialEnded
+from tuning.records import Search
 from tuning.space import LR, WEIGHT_DECAY, Point, parse_space
 
 JITTER, UPSCORE = "finetune.augment.jitter", "net.upscore"
@@ -53,8 +54,8 @@ def events_of(
         seed=5,
         space=searched.model_dump(mode="json"),
         sampler="random",
-        scheduler="asynchronous halving",
-        max_steps=RUNGS[-1],
+        scheduler="asha",
+        rungs=RUNGS,
     )
     events: list[Any] = [begun]
     seen: dict[int, list[float]] = {step: [] for step in RUNGS}

@@ -3,10 +3,13 @@
 import pytest
 from click.testing import CliRunner
 
+from pipeline.errors import RecipeError
 from pipeline.recipe import load_recipe
 from tests.tuning.made import events_of
 from tuning.cli import main
-from tuning.records import Journal
+from tuning.events import Journal
+from tuning.settings import Settings
+from tuning.shelf import shelf_of
 
 
 def call(*arguments: str):
@@ -42,11 +45,77 @@ def test_a_space_that_would_waste_trials_is_refused(tmp_path, space, words) -> N
     assert words in done.output
 
 
-def test_a_journal_becomes_a_page(tmp_path) -> None:
-    path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
-    for event in events_of(6):
-        journal.append(event)
-    done = call("report", str(path), "-o", str(tmp_path / "page"))
+@pytest.fixture
+def kept(tmp_path):
+    """A store with a search of six trials, of which some are over, and nobody at it."""
+    shelf = shelf_of(tmp_path, "found")
+    events = events_of(6)
+    recipe = load_recipe("demo", [f"store={tmp_path}"])
+    shelf.open(events[0], recipe, Settings(name="found", trials=6, budget="2h"))
+    for event in events[1:]:
+        Journal(shelf.journal).append(event)
+    return tmp_path
+
+
+def test_a_search_becomes_a_page(kept) -> None:
+    done = call("report", "found", "--store", str(kept), "-o", str(kept / "page"))
     assert done.exit_code == 0, done.output
-    assert "data:image/png;base64" in (tmp_path / "page" / "search.html").read_text()
+    assert "data:image/png;base64" in (kept / "page" / "search.html").read_text()
+
+
+def test_status_says_how_far_it_came_and_that_nobody_is_at_it(kept) -> None:
+    done = call("status", "found", "--store", str(kept))
+    assert done.exit_code == 0, done.output
+    assert "found: 6 of 6 trials are over" in done.output
+    assert "120 of 120 min of the budget left; nobody is at it" in done.output
+    assert len(done.output.splitlines()) >= 8
+
+
+def test_best_prints_a_recipe_that_loads_with_the_best_trials_values(kept) -> None:
+    best = shelf_of(kept, "found").read()[0].best()
+    path = kept / "best.yaml"
+    done = call("best", "found", "--store", str(kept), "-o", str(path))
+    assert done.exit_code == 0, done.output
+    assert load_recipe(str(path)) == load_recipe("demo", [f"store={kept}", *best.overrides()])
+    assert call("best", "found", "--store", str(kept)).output == path.read_text()
+
+
+def test_a_search_that_is_not_there_is_named_with_those_that_are(kept) -> None:
+    done = call("status", "lost", "--store", str(kept))
+    assert done.exit_code == 1
+    assert "there is no search lost in" in done.output
+    assert "there are found" in done.output
+
+
+def test_another_search_of_the_same_name_is_refused_with_what_differs(kept) -> None:
+    shelf = shelf_of(kept, "found")
+    search, recipe, settings = shelf.read()
+    other = search.begun.model_copy(update={"seed": 7, "slots": 9})
+    with pytest.raises(RecipeError, match="begun otherwise") as error:
+        shelf.open(other, recipe, settings)
+    assert "seed: it has 5, and now 7" in str(error.value)
+    assert "slots" not in str(error.value)
+    assert shelf.open(search.begun, recipe, settings) == search
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--trials", "0"], "--trials 0: input should be greater than 0"),
+        (["--budget", "0h"], "--budget 0h: write a time above zero, such as 2h"),
+        (["--budget", "soon"], "--budget soon: write a time above zero"),
+        (["--sampler", "luck"], "--sampler luck: input should be 'random', 'grid' or 'tpe'"),
+        (["--reduction", "1"], "--reduction 1: input should be greater than or equal to 2"),
+        (["--workers", "3"], "cluster.num_workers=3 but finetune.global_batch=16"),
+        (["--space", "SPACE", "--scheduler", "pbt"], "net.upscore: a population changes it"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_anything_starts(
+    tmp_path, arguments, words
+) -> None:
+    (tmp_path / "space.yaml").write_text("net.upscore: {choice: [fixed, learned]}")
+    given = [str(tmp_path / "space.yaml") if a == "SPACE" else a for a in arguments]
+    done = call("search", "demo", "--set", f"store={tmp_path / 'store'}", *given)
+    assert done.exit_code == 2, done.output
+    assert words in done.output
+    assert not (tmp_path / "store").exists()

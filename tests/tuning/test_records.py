@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
-from tuning.records import Journal, Rung, Search, SearchBegun, TrialBegun, TrialEnded
+from tuning.events import (
+    Cloned,
+    Failed,
+    Journal,
+    Rung,
+    SearchBegun,
+    SessionBegun,
+    TrialBegun,
+    TrialEnded,
+)
+from tuning.records import Search
 
 LR = "finetune.optimizer.lr"
 BEGUN = SearchBegun(
@@ -16,8 +26,8 @@ BEGUN = SearchBegun(
     seed=0,
     space={LR: {"log": [1e-5, 1e-2]}},
     sampler="random",
-    scheduler="halving",
-    max_steps=90,
+    scheduler="asha",
+    rungs=(30, 60, 90),
 )
 
 
@@ -120,7 +130,7 @@ def test_a_journal_survives_a_kill_within_a_line_and_goes_on(tmp_path) -> None:
     path.write_bytes(whole[:-9])
     assert Search.read(path) == fold(*THREE[:-1])
     Journal(path).append(THREE[-1])
-    assert path.read_bytes() == whole
+    assert Search.read(path) == fold(*THREE)
 
 
 def test_a_point_comes_back_to_the_last_bit(tmp_path) -> None:
@@ -210,3 +220,26 @@ def test_journals_that_are_none_are_refused(tmp_path: Path, text, words) -> None
 def test_a_missing_journal_is_named(tmp_path) -> None:
     with pytest.raises(StoreError, match=r"nowhere\.jsonl: the search's journal cannot be read"):
         Search.read(tmp_path / "nowhere.jsonl")
+
+
+def test_time_is_what_the_drivers_lived_not_what_lay_between() -> None:
+    events = [
+        SessionBegun(at=100.0),
+        began(0),
+        rung(0, 30, 0.5),
+        SessionBegun(at=900.0),
+        rung(0, 60, 0.6),
+    ]
+    events = [
+        e.model_copy(update={"at": at})
+        for e, at in zip(events, (100, 110, 160, 900, 940), strict=True)
+    ]
+    assert fold(*events).spent_s == 60 + 40
+
+
+def test_a_clone_has_its_new_point_and_a_failure_its_reason() -> None:
+    other = Cloned(number=0, step=30, source=1, point={LR: 0.25})
+    failed = Failed(number=0, step=31, reason="the loss became nan", seconds=2.0)
+    trial = fold(began(0), rung(0, 30, 0.1), other, failed).trials[0]
+    assert (trial.point, trial.clones) == ({LR: 0.25}, {30: 1})
+    assert (trial.status, trial.failure, trial.steps) == ("running", "the loss became nan", 31)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from tests.tuning.made import FOUR, JITTER, OWN, UPSCORE, made
 from tuning.charts import axes_of, point_map, short_names
-from tuning.records import Rung, Search, TrialBegun, TrialEnded
+from tuning.events import Rung, TrialBegun, TrialEnded
+from tuning.records import Search
 from tuning.report import write_report
 from tuning.sensitivity import sensitivity
 from tuning.space import LR, WEIGHT_DECAY
@@ -210,11 +211,11 @@ def test_short_names_never_hide_which_key_is_meant() -> None:
 
 def test_text_from_outside_cannot_become_markup(tmp_path) -> None:
     evil = '<script>alert("x")</script>'
-    begun = made(0).begun.model_copy(update={"recipe": evil, "sampler": evil})
+    begun = made(0).begun.model_copy(update={"recipe": evil})
     told = [
         TrialBegun(number=0, point={**OWN, UPSCORE: evil}),
         TrialEnded(number=0, status="failed", reason=evil, seconds=1, steps=0),
     ]
     path = write_report(events(begun, *told), tmp_path)
-    assert Page(path).text.count(evil) >= 3
+    assert Page(path).text.count(evil) >= 2
     assert evil in unescape(path.read_text())

@@ -164,17 +164,18 @@ def test_the_default_space_reaches_a_decay_that_acts_where_the_recipes_own_does_
         ({HEAD: {"choice": [5, 5]}}, "a choice of one value"),
         ({JITTER: {"uniform": [0, 1.5]}}, "jitter=1.5: input should be less than or equal to 1"),
         ({"net.backbone": {"choice": ["vgg16", "vgg17"]}}, 'net.backbone="vgg17"'),
-        ({"finetune.epochs": {"uniform": [5, 20]}}, "for whole numbers write a choice"),
+        ({"finetune.epochs": {"choice": [5, 20]}}, "it changes the number of steps"),
+        (
+            {"finetune.schedule.warmup_steps": {"uniform": [5, 20]}},
+            "for whole numbers write a choice",
+        ),
         (
             {"finetune.optimizer": {"choice": [{"lr": 1e-3}, {"lr": 1e-2}]}, LR: {"log": [1, 2]}},
             "lies within finetune.optimizer, which is searched too",
         ),
         (
-            {
-                "finetune.global_batch": {"choice": [8, 16]},
-                "finetune.micro_batch": {"choice": [4, 8]},
-            },
-            "cluster.num_workers=2 but finetune.global_batch=8 / micro_batch=8",
+            {"finetune.micro_batch": {"choice": [4, 16]}},
+            "cluster.num_workers=2 but finetune.global_batch=16 / micro_batch=16",
         ),
     ],
 )

@@ -1,0 +1,107 @@
+"""What a search was for: the best trial's recipe, its net in the store, its place in the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline import evaluate, register
+from pipeline.checkpoints import newest
+from pipeline.errors import RecipeError
+from pipeline.finetune import publish
+from pipeline.flow import Flow, Step
+from pipeline.recipe import Recipe
+from pipeline.store import Store, fingerprint
+from tuning.records import Search, Trial
+from tuning.space import Space
+from tuning.told import Told
+
+
+def winning_recipe(recipe: Recipe, trial: Trial) -> Recipe:
+    """The recipe with a trial's values; all else is as it was."""
+    return recipe.changed(Space.overrides(dict(trial.point)))
+
+
+def best_recipe(search: Search, recipe: Recipe, *, whole: bool) -> Recipe:
+    """The recipe of the best trial; `whole` if it is to be trained from its beginning.
+
+    Raises:
+        RecipeError: no trial came to its end yet, or what is best is no recipe's net.
+    """
+    best = search.best()
+    if best is None or best.status != "finished":
+        raise RecipeError(
+            f"no trial of the search over {search.begun.recipe} has come to its end yet; go on with "
+            "fcn-tune resume, with a larger --budget if it was spent"
+        )
+    if whole and best.clones:
+        steps = ", ".join(
+            f"{step} (from trial {source}'s net)" for step, source in best.clones.items()
+        )
+        raise RecipeError(
+            f"trial {best.number} is of a population: its values changed after steps {steps}, so no "
+            "recipe leads to its net. The net itself is registered as @challenger; without --run this "
+            "prints the recipe of its last values"
+        )
+    return winning_recipe(recipe, best)
+
+
+class Winner:
+    """The best trial that came to its end."""
+
+    def __init__(self, recipe: Recipe, search: Search, trial: Trial, key: str) -> None:
+        self.search, self.trial = search, trial
+        self.recipe = winning_recipe(recipe, trial)
+        self.flow = Flow(self.recipe)
+        self.store: Store = self.flow.store
+        self._key = fingerprint("winner", key, trial.number, trial.trained)
+        """Of what no recipe leads to: the net of a population."""
+
+    def publish(self, folder: Path) -> Path:
+        """Its net where a flow of its recipe finds it, from the trial's checkpoints.
+
+        A population's net, whose values changed on the way, is under a key of its own.
+        """
+        phases = [s for s in self.flow.steps.values() if s.stage == "finetune"]
+        generation = max((int(p.name) for p in folder.glob("*")), default=0)
+        net = Path()
+        for index, step in enumerate(phases):
+            key = step.key if self.search.begun.scheduler != "pbt" else self._key
+            net = self._published(step, key, folder / str(generation) / str(index))
+        if self.search.begun.scheduler != "pbt":
+            self.store.begin_run(
+                self.recipe.name, {s.name: s.key for s in self.flow.steps.values()}
+            )
+        self.store.remember_run(self.recipe.name, net)
+        return net
+
+    def _published(self, step: Step, key: str, folder: Path) -> Path:
+        if self.store.published(step.kind, key) is None:
+            last, _ = newest(folder)
+            assert step.phase is not None
+            assert last is not None, f"{folder} has no checkpoint"
+            publish(self.recipe, self.store, key, step.phase.stride, last)
+        return self.store.folder(step.kind, key)
+
+    def score(self, net: Path, files: Callable[[str], list[Path]]) -> evaluate.Evaluation:
+        """Its scores, computed by the stage that computes those of a flow."""
+        step = self.flow.steps["evaluate"]
+        key = step.key if self.search.begun.scheduler != "pbt" else self._key
+        with self.store.turn(step.kind, key, step.name) as plain:
+            if plain is not None:
+                folder = {"folder": self.store.folder(step.kind, key)}
+                return evaluate.Evaluation.model_validate({**plain, **folder})
+            split = self.recipe.evaluate.split
+            return evaluate.run(self.recipe, self.store, key, net, files(split))
+
+    def register(self, net: Path, scores: evaluate.Evaluation, told: Told) -> str:
+        """A version that is called challenger, and not more: the gate is for `best --run`.
+
+        The trial was chosen by the images that score it, so its score is a little better than it is.
+        """
+        model = self.recipe.register_as.model or self.recipe.name
+        with told.registering() as (tracker, search_run):
+            run = told.run_of(tracker, self.trial.number) or search_run
+            version = register.enter(tracker, run, model, net, scores)
+            tracker.name_challenger(model, version)
+        return f"models:/{model}/{version} is @challenger"
