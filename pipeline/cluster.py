@@ -21,10 +21,20 @@ from pipeline.specs import ClusterSpec
 
 
 def connect(spec: ClusterSpec) -> None:
-    """Join the Ray that the recipe or RAY_ADDRESS names, else start one here.
+    """Join a Ray that has room.
 
     Raises:
         ClusterError: there is none at that address, or it cannot hold the workers.
+    """
+    join(spec)
+    require_room(spec, ray.cluster_resources())
+
+
+def join(spec: ClusterSpec) -> None:
+    """Join the Ray that the recipe or RAY_ADDRESS names, else start one here.
+
+    Raises:
+        ClusterError: there is none at that address.
     """
     if not ray.is_initialized():
         address = spec.address or os.environ.get("RAY_ADDRESS")
@@ -32,7 +42,6 @@ def connect(spec: ClusterSpec) -> None:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
             raise ClusterError(f"no Ray at {address}: {error}") from error
-    require_room(spec, ray.cluster_resources())
 
 
 def require_room(spec: ClusterSpec, have: dict[str, float]) -> None:

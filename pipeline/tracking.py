@@ -316,6 +316,16 @@ class Tracker:
             raise TrackingError(f"{model_uri} cannot be had from {self.uri}: {error}") from error
 
 
+def greet(spec: TrackingSpec) -> None:
+    """Ask a server one thing and change nothing.
+
+    Raises:
+        TrackingError: it does not answer, or does not take this user.
+    """
+    with speaking(str(spec.uri)):
+        MlflowClient(spec.uri).get_experiment_by_name(spec.experiment)
+
+
 @contextmanager
 def speaking(uri: str) -> Iterator[None]:
     """Tell what goes wrong with MLflow in our words.
