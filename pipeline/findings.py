@@ -193,6 +193,9 @@ def mlflow(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
     if needs.mlflow is None:
         yield _own_database(nodes)
         return
+    if not is_server(needs.mlflow):
+        yield Finding(*("mlflow", "warning", "not asked"), "only servers, http(s)://, can be")
+        return
     deaf = [(n, n.facts.unreachable) for n in nodes if n.facts and n.facts.unreachable]
     matter = [(n.name, why) for n, why in deaf if n.drives or needs.mlflow_everywhere]
     others = [(n.name, why) for n, why in deaf if not n.drives and not needs.mlflow_everywhere]
@@ -210,6 +213,11 @@ def mlflow(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
     )
     if not deaf and not needs.refused:
         yield Finding("mlflow", "ok", f"{needs.mlflow} answers every node and takes this user")
+
+
+def is_server(uri: str | None) -> bool:
+    """Whether an address of MLflow is one that any node can ask."""
+    return uri is not None and uri.startswith(("http://", "https://"))
 
 
 def _own_database(nodes: Sequence[Node]) -> Finding:

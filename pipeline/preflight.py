@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import cluster
 from pipeline.checkpoints import KEPT
 from pipeline.errors import TrackingError
-from pipeline.findings import Finding, Needs, Node, Skew, judge
+from pipeline.findings import Finding, Needs, Node, Skew, is_server, judge
 from pipeline.flow import Flow
 from pipeline.outlook import state_bytes
 from pipeline.probe import Probe, Question
@@ -41,7 +41,7 @@ def preflight(recipe: Recipe, timeout_s: float = ANSWER_S) -> list[Finding]:
 
 def _question(flow: Flow) -> Question:
     recipe = flow.recipe
-    url = recipe.tracking.uri if _is_server(recipe.tracking.uri) else None
+    url = recipe.tracking.uri if is_server(recipe.tracking.uri) else None
     return Question(
         store=flow.store.root,
         token=uuid.uuid4().hex[:12],
@@ -63,10 +63,6 @@ def _inputs(flow: Flow) -> Iterator[Path]:
         yield Path(surgery.weights).absolute()
 
 
-def _is_server(uri: str | None) -> bool:
-    return uri is not None and uri.startswith(("http://", "https://"))
-
-
 def _needs(flow: Flow) -> Needs:
     recipe = flow.recipe
     largest = max(state_bytes(recipe, phase) for phase in recipe.phases)
@@ -83,7 +79,7 @@ def _needs(flow: Flow) -> Needs:
 
 
 def _refusal(recipe: Recipe) -> str | None:
-    if not _is_server(recipe.tracking.uri):
+    if not is_server(recipe.tracking.uri):
         return None
     try:
         greet(recipe.tracking)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -314,3 +315,13 @@ class TrackingSpec(Spec):
     max_wait_s: NonNegative = 30.0
     """The longest that a flow waits for MLflow: once at the start, before registering and at the end;
     in between it never waits."""
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_secret(cls, uri: str | None) -> str | None:
+        if uri and uri.startswith("http") and urlsplit(uri).password:
+            raise ValueError(
+                "uri holds a password, and the recipe is stored with every run; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return uri

@@ -121,6 +121,8 @@ def test_mlflow_must_answer_the_driver_and_all_nodes_whose_tasks_speak_to_it() -
     }
     refused = replace(NEEDS, refused="MLflow refused: 401")
     assert found(refused, DRIVER, OTHER) == {"mlflow": ["failure: MLflow refused: 401"]}
+    database = replace(NEEDS, mlflow="postgresql://db/mlflow")
+    assert found(database, DRIVER, OTHER) == {"mlflow": ["warning: not asked"]}
 
 
 def test_the_stores_own_database_is_doubtful_only_on_several_hosts() -> None:
