@@ -250,6 +250,7 @@ def one_of_two(rank: int, files: dict[str, list[Path]], folder: str, rounds: int
 
 def check_two_workers(folder: Path, rounds: int) -> None:
     """Predict two workers from one, and measure them."""
+    torch.set_num_threads(1)
     recipe = load_recipe("demo", TRIAL)
     files = {split: shards.files for split, shards in make_shards(recipe, folder)[0].items()}
     mp.spawn(one_of_two, (files, str(folder), rounds), nprocs=2)
@@ -341,7 +342,7 @@ def tell_predictions(gpu: str, feed: Feed) -> None:
             p = predict(job, n)
             click.echo(
                 f"| {backbone} | {n:,} | {p.images_per_s:,.0f} | {efficiency(job, n):.2f} | {p.bound} | "
-                f"{hours(job, n, 1e8):,.1f} | {cost(job, n, 1e8, PRICE):,.0f} |"
+                f"{hours(job, n, 1e8):,.2f} | {cost(job, n, 1e8, PRICE):,.0f} |"
             )
 
 
