@@ -114,17 +114,38 @@ def submit(recipe: str, overrides: tuple[str, ...], no_wait: bool, **target: Any
 
 @main.command()
 @recipe_arguments
-def plan(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Show what would run and why, without taking resources."""
+@click.option("--cluster", is_flag=True, help="Ask every node whether the run would succeed there.")
+def plan(recipe: str, overrides: tuple[str, ...], cluster: bool) -> None:
+    """Show what would run and why, without taking resources.
+
+    With --cluster, exits with 1 if something would fail.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from pipeline.outlook import outlook
 
+    loaded = _load(recipe, overrides)
     table = Table("step", "fingerprint", "would", "because", "needs", box=None)
-    for row in outlook(_load(recipe, overrides)):
+    for row in outlook(loaded):
         table.add_row(*row)
     Console().print(table)
+    if cluster:
+        _check_cluster(loaded)
+
+
+def _check_cluster(recipe: Recipe) -> None:
+    from rich.console import Console
+
+    from pipeline.findings import findings_table
+    from pipeline.preflight import preflight
+
+    findings = preflight(recipe)
+    Console().print(findings_table(findings))
+    failures = sum(finding.level == "failure" for finding in findings)
+    if failures:
+        click.echo(f"{failures} of {len(findings)} findings would make the run fail")
+        click.get_current_context().exit(1)
 
 
 @main.command()

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def connect(spec: ClusterSpec) -> None:
-    """Join the Ray that the recipe or RAY_ADDRESS names, else start one here.
+    """Join a Ray that has room.
 
     Raises:
         ClusterError: there is none at that address, or it cannot hold the workers.
@@ -33,7 +33,7 @@ def connect(spec: ClusterSpec) -> None:
 
 
 def join(spec: ClusterSpec) -> None:
-    """The same, whatever room there is.
+    """Join the Ray that the recipe or RAY_ADDRESS names, else start one here.
 
     Raises:
         ClusterError: there is none at that address.

@@ -330,6 +330,16 @@ class Tracker:
             raise TrackingError(f"{model_uri} cannot be had from {self.uri}: {error}") from error
 
 
+def greet(spec: TrackingSpec) -> None:
+    """Ask a server one thing and change nothing.
+
+    Raises:
+        TrackingError: it does not answer, or does not take this user.
+    """
+    with speaking(str(spec.uri)):
+        MlflowClient(spec.uri).get_experiment_by_name(spec.experiment)
+
+
 @contextmanager
 def speaking(uri: str) -> Iterator[None]:
     """Tell what goes wrong with MLflow in our words.
@@ -345,7 +355,25 @@ def speaking(uri: str) -> Iterator[None]:
         says = (_says_outage(e) for e in reversed(chain))
         if next((answer for answer in says if answer is not None), False):
             raise OutageError(f"MLflow at {uri} is away ({_first_line(chain[-1])})") from error
-        raise TrackingError(f"MLflow at {uri} refused: {_first_line(error)}") from error
+        raise TrackingError(
+            f"MLflow at {uri} refused: {_first_line(error)}{_remedy(error)}"
+        ) from error
+
+
+def _remedy(error: BaseException) -> str:
+    code = getattr(error, "error_code", None)
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if code == "UNAUTHENTICATED":
+        return (
+            f" Set MLFLOW_TRACKING_USERNAME ({user or 'not set now'}) and MLFLOW_TRACKING_PASSWORD to "
+            "those of a user of this server"
+        )
+    if code == "PERMISSION_DENIED":
+        return (
+            f": {user or 'this user'} may not. Set tracking.experiment or register.model to one of "
+            "their own, or let the server's admin grant EDIT on it"
+        )
+    return ""
 
 
 def _says_outage(error: BaseException) -> bool | None:
