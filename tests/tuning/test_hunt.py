@@ -105,11 +105,14 @@ def test_a_stopped_search_goes_on_and_ends_as_if_it_had_not_been(hunting, mlflow
     with told() as run:
         first = hunt(run, scheduler="none")
         work(first, 2)
+        left = first.next_task()
+        first.ended(left, train_segment(left, lambda rows: True))
         first.stopping = "the budget is spent"
         assert first.next_task() is None
         assert first.over()
         first.stop()
     assert [t.status for t in first.search.trials.values()] == ["stopped"] * 2
+    assert 0 < first.search.trials[left.number].steps < 9
     assert {status for status, _ in runs(mlflow, tmp_path).values()} == {"FINISHED", "KILLED"}
     with told() as run:
         second = hunt(run, scheduler="none")
