@@ -15,7 +15,6 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 # The recorder tries again for as long as it takes, so a single call need not: one more attempt is for
@@ -42,7 +41,7 @@ from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 import fcn
-from pipeline import owner, serving_path
+from pipeline import owner, packages, serving_path
 from pipeline.errors import OutageError, TrackingError
 from pipeline.specs import TrackingSpec
 
@@ -52,6 +51,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 FINGERPRINT = "fcn.fingerprint"
 ENDED_BY = "fcn.ended_by"
 PARENT = "mlflow.parentRunId"
+SERVED_WITH = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
 PARAMS_A_CALL, METRICS_A_CALL = 100, 1000
 
 Row = tuple[int, dict[str, float]]
@@ -259,7 +259,7 @@ class Tracker:
                         python_model=str(serving_path()),
                         artifacts={"net": str(net)},
                         code_paths=[str(code)],
-                        pip_requirements=_requirements(),
+                        pip_requirements=packages.pins(SERVED_WITH),
                     )
             finally:
                 mlflow.end_run()
@@ -398,14 +398,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def environment() -> str:
-    """The installed packages, as name==version lines."""
-    pins = {f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions()}
-    return "\n".join(sorted(pins, key=str.lower)) + "\n"
-
-
-def _requirements() -> list[str]:
-    names = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
