@@ -10,8 +10,9 @@ UV := $(shell command -v uv 2>/dev/null)
 demo: $(STAMP)  ## data, transplant, two workers, evaluation, registration, pictures
 	$(BIN)/fcn-pipeline run demo
 
-test: $(STAMP)  ## everything that needs no GPU
-	$(BIN)/pytest
+test: $(STAMP)  ## everything that needs no GPU: two files at a time, then those that start a Ray
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow and not gpu"
+	$(BIN)/pytest -m "ray and not slow and not gpu"
 
 check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff format --check .

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from pipeline.ingest import check_shard
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.shards import Shards
 from pipeline.sources import open_source
+
+settings.register_profile(
+    "untimed", deadline=None
+)  # how long an example takes is the machine's affair
+settings.load_profile("untimed")
 
 TINY = (
     "data.shapes={num_train: 22, num_val: 7, num_test: 5, height_px: 48, width_px: 64}",

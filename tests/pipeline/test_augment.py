@@ -13,7 +13,7 @@ SPEC = AugmentSpec(crop_px=(40, 48), scale=(0.5, 2.0), flip_prob=0.5, jitter=0.3
 
 
 @given(st.integers(0, 2**32 - 1), st.tuples(st.integers(8, 90), st.integers(8, 90)))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_seed_gives_one_crop_and_no_new_labels(seed, size) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
@@ -106,7 +106,6 @@ def require_nothing_invented(search: Search, events: list) -> None:
     assert search.steps_saved <= BEGUN.max_steps * search.count("pruned")
 
 
-@settings(deadline=None)
 @given(journals(), st.data())
 def test_a_journal_cut_off_at_any_byte_tells_what_its_whole_lines_say(events, data) -> None:
     text = b"".join(line + b"\n" for line in lines(*events))

@@ -75,7 +75,7 @@ def tell(search, event) -> Search:
     return search if there[event.event] else search.after(event)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.sampled_from(["asha", "median", "none", "pbt"]),
     st.integers(1, 14),

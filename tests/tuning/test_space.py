@@ -76,7 +76,7 @@ def test_files_that_hold_no_space_are_named(tmp_path, text) -> None:
         read_space(str(path))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_every_point_lies_within_the_bounds_and_reaches_the_recipe_to_the_last_bit(seed) -> None:
     searched = parse_space(FOUR, "space.yaml")
