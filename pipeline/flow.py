@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
+from pipeline.mirror import open_store
 from pipeline.recipe import Recipe
-from pipeline.specs import PhaseSpec
-from pipeline.store import Store, fingerprint
+from pipeline.specs import PhaseSpec, Split
+from pipeline.store import Place, Store, fingerprint
 
 if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` needs no torch or ray
     from pipeline.finetune import TrainedNet
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` nee
     from pipeline.register import Registered
     from pipeline.runs import Runs
     from pipeline.tracked import Tracked
+    from pipeline.transplant import Transplanted
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +142,7 @@ class Flow:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.store = Store(recipe.store)
+        self.store = open_store(recipe.store)
         self.steps = {step.name: step for step in plan(recipe, self.store)}
         for step in self.steps.values():
             self.store.expect(step.key, step.stage, [self.steps[n].key for n in step.needs])
@@ -226,7 +228,7 @@ class Flow:
 
     def begun(self, step: Step) -> bool:
         """Whether a phase has checkpoints to go on from."""
-        return self.store.checkpoints(self.recipe.name, step.key).is_dir()
+        return self.store.begun(self.recipe.name, step.key)
 
     def published_counts(self) -> dict[str, int] | None:
         """Images by split, once the data set is ingested."""
@@ -236,10 +238,19 @@ class Flow:
     def _once(self, step: Step, of: type[Result], compute: Callable[[], Result]) -> Result:
         """The step's result from the store, or computed now."""
         began = time.perf_counter()
-        folder = {"folder": self.store.folder(step.kind, step.key)}  # a store may have been moved
         with self.store.turn(step.kind, step.key, step.name) as plain:
-            result = compute() if plain is None else of.model_validate({**plain, **folder})
+            result = (
+                compute() if plain is None else of.model_validate({**plain, **self._here(step)})
+            )
         return self._done(step, result, "computed" if plain is None else "unchanged", began)
+
+    def _here(self, step: Step) -> dict[str, Path]:
+        """Where its files are: a store may have been moved, or another machine computed them.
+
+        Shards stay where they are until somebody reads them.
+        """
+        names = ("quarantine.csv",) if step.stage == "ingest" else ()
+        return {"folder": self.store.local(step.kind, step.key, *names)}
 
     def _done(self, step: Step, result: Result, how: str, began: float) -> Result:
         log.info("%s %s (%s)", step.name, how, step.key)
@@ -278,15 +289,23 @@ class Flow:
 
         return ray.remote(transplant.run).remote(self.recipe, self.store, step.key)
 
+    def _operated(self, step: Step, result: Any) -> Transplanted:  # noqa: ANN401 - Ray's reference
+        from pipeline import cluster
+
+        done: Transplanted = cluster.get(result)
+        return done.model_copy(update=self._here(step))
+
     def _transplant(self, step: Step, surgery: Surgery | None) -> None:
-        from pipeline import cluster, transplant
+        from pipeline import transplant
 
         if surgery:
             began = time.perf_counter()
-            done = self._done(step, cluster.get(surgery.result), "computed", began)
+            done = self._done(step, self._operated(step, surgery.result), "computed", began)
         else:
             done = self._once(
-                step, transplant.Transplanted, lambda: cluster.get(self._operate(step))
+                step,
+                transplant.Transplanted,
+                lambda: self._operated(step, self._operate(step)),
             )
         if self._runs:
             self._runs.receipt(done)
@@ -298,14 +317,15 @@ class Flow:
         phase = step.phase
         data: Dataset = self._result("ingest")
         before = [name for name in step.needs if name != "ingest"]
-        start = self._result(before[0]).folder if before else None
+        start: Path | None = self._result(before[0]).folder if before else None
         job = finetune.Job(
             phase=phase,
-            train=data.paths("train"),
-            val=data.paths("val"),
+            train=self._places(data, "train"),
+            val=self._places(data, "val"),
             num_train=data.counts["train"],
-            start=start,
+            start=start and self.store.anywhere(start),
             receipt=start if before == ["transplant"] else None,
+            rows=data.rows_by_split(),
         )
 
         def compute() -> TrainedNet:
@@ -320,16 +340,24 @@ class Flow:
             self._tracked.history(step.name, step.key, rows)
         self.store.remember_run(self.recipe.name, trained.folder)
 
+    def _places(self, data: Dataset, split: Split) -> list[Place]:
+        """The shards of a split, for whatever machines read them."""
+        return [self.store.anywhere(path) for path in data.paths(split)]
+
     def _evaluate(self, step: Step) -> None:
         from pipeline import evaluate
+        from pipeline.shards import Shards
 
         data: Dataset = self._result("ingest")
         net: TrainedNet = self._result(step.needs[-1])
-        files = data.paths(self.recipe.evaluate.split)
+        split = self.recipe.evaluate.split
+        shards = Shards(self._places(data, split), data.rows_by_split().get(split))
         scores = self._once(
             step,
             evaluate.Evaluation,
-            lambda: evaluate.run(self.recipe, self.store, step.key, net.folder, files),
+            lambda: evaluate.run(
+                self.recipe, self.store, step.key, self.store.anywhere(net.folder), shards
+            ),
         )
         if self._tracked:
             phases = {s.name: s.key for s in self.steps.values() if s.stage == "finetune"}
