@@ -88,17 +88,64 @@ _stage_verb("register", "Register the model, with the stages before it.")
 
 @main.command()
 @recipe_arguments
-def plan(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Show what would run and why, without taking resources."""
+@click.option(
+    "--address", envvar="RAY_API_SERVER_ADDRESS", help="http://HEAD:8265; else this machine."
+)
+@click.option("--working-dir", default=".", type=click.Path(exists=True, file_okay=False))
+@click.option("--name", help="Of the job, for its logs and its stop; Ray makes one up.")
+@click.option("--env", multiple=True, metavar="NAME", help="Hand on this variable; repeatable.")
+@click.option("--no-wait", is_flag=True, help="Print how to follow and stop it, and leave.")
+def submit(recipe: str, overrides: tuple[str, ...], no_wait: bool, **target: Any) -> None:  # noqa: ANN401 - click's
+    """Run the flow as a job on a Ray cluster, with the working directory's code; print its log.
+
+    Exits with the flow's exit code. Ctrl-C leaves the job running. Data, stores, environments and
+    secrets are not taken along; see docs/cluster.md.
+    """
+    from pipeline.submitting import Target, submit
+
+    target["folder"] = Path(target.pop("working_dir"))
+    job = submit(recipe, overrides, Target(**target))
+    click.echo(f"submitted {job.name} to {job.address}", err=True)
+    if no_wait:
+        click.echo(job.how_to())
+        return
+    click.get_current_context().exit(job.follow())
+
+
+@main.command()
+@recipe_arguments
+@click.option("--cluster", is_flag=True, help="Ask every node whether the run would succeed there.")
+def plan(recipe: str, overrides: tuple[str, ...], cluster: bool) -> None:
+    """Show what would run and why, without taking resources.
+
+    With --cluster, exits with 1 if something would fail.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from pipeline.outlook import outlook
 
+    loaded = _load(recipe, overrides)
     table = Table("step", "fingerprint", "would", "because", "needs", box=None)
-    for row in outlook(_load(recipe, overrides)):
+    for row in outlook(loaded):
         table.add_row(*row)
     Console().print(table)
+    if cluster:
+        _check_cluster(loaded)
+
+
+def _check_cluster(recipe: Recipe) -> None:
+    from rich.console import Console
+
+    from pipeline.findings import findings_table
+    from pipeline.preflight import preflight
+
+    findings = preflight(recipe)
+    Console().print(findings_table(findings))
+    failures = sum(finding.level == "failure" for finding in findings)
+    if failures:
+        click.echo(f"{failures} of {len(findings)} findings would make the run fail")
+        click.get_current_context().exit(1)
 
 
 @main.command()

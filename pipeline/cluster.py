@@ -19,9 +19,11 @@ import ray.train as train
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.specs import ClusterSpec
 
+log = logging.getLogger(__name__)
+
 
 def connect(spec: ClusterSpec) -> None:
-    """Join the Ray that the recipe or RAY_ADDRESS names, else start one here.
+    """Join a Ray that has room.
 
     Raises:
         ClusterError: there is none at that address, or it cannot hold the workers.
@@ -31,7 +33,7 @@ def connect(spec: ClusterSpec) -> None:
 
 
 def join(spec: ClusterSpec) -> None:
-    """The same, whatever room there is.
+    """Join the Ray that the recipe or RAY_ADDRESS names, else start one here.
 
     Raises:
         ClusterError: there is none at that address.
@@ -45,7 +47,7 @@ def join(spec: ClusterSpec) -> None:
 
 
 def require_room(spec: ClusterSpec, have: dict[str, float]) -> None:
-    """Fail now with the arithmetic rather than wait for ever.
+    """Fail now with the arithmetic rather than wait for ever; wait where nodes come on demand.
 
     Raises:
         ClusterError: the workers need more than the whole cluster has.
@@ -55,10 +57,14 @@ def require_room(spec: ClusterSpec, have: dict[str, float]) -> None:
         need["GPU"] = spec.min_workers * spec.gpus_per_worker
     for kind, amount in need.items():
         if amount > have.get(kind, 0):
+            if spec.autoscaling:
+                log.info("%g %ss now; waiting for nodes with %g", have.get(kind, 0), kind, amount)
+                continue
             raise ClusterError(
                 f"{spec.min_workers} workers need {amount:g} {kind}s, the cluster has "
                 f"{have.get(kind, 0):g}; use fewer cluster.num_workers"
                 + (" or a smaller cluster.cpus_per_worker" if kind == "CPU" else "")
+                + "; or let it grow: cluster.autoscaling=true"
             )
 
 

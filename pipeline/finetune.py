@@ -39,6 +39,7 @@ from pipeline.checkpoints import (
 )
 from pipeline.cluster import run_config, scaling, set_threads
 from pipeline.errors import ClusterError, PipelineError, StoppedError, StoreError, TrainingError
+from pipeline.gauges import Gauges
 from pipeline.loop import Phase, Team, Wish
 from pipeline.recipe import Recipe
 from pipeline.sampler import steps_per_epoch
@@ -171,6 +172,7 @@ def train_worker(config: dict[str, Any]) -> int | str:
         team=team,
         num_loaders=recipe.cluster.loader_workers,
         emit=keeper.tell,
+        watch=Gauges(recipe.name, f"finetune-{config['phase']['stride']}s", team).show,
     )
     try:
         return phase.run(keeper).step

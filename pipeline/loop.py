@@ -87,6 +87,22 @@ class Taken(NamedTuple):
     """By any worker."""
 
 
+class Pace(NamedTuple):
+    """How long a step took on one worker."""
+
+    images: int
+    """Of this worker's share."""
+    wait_s: float
+    """Until the loader had them."""
+    whole_s: float
+    """From when the loader was asked to the end of the step."""
+
+    @property
+    def wait_frac(self) -> float:
+        """0: the loader is always ahead; towards 1: the worker only waits for it."""
+        return self.wait_s / self.whole_s if self.whole_s else 0.0
+
+
 @dataclass
 class Stepper:
     """What a step works with."""
@@ -229,6 +245,8 @@ class Phase:
     num_loaders: int = 0
     emit: Callable[[list[Row]], None] = lambda rows: None
     """Called on rank 0 after each step and validation; after a resume also with all that went before."""
+    watch: Callable[[Pace], None] = lambda pace: None
+    """Called on every rank after each step."""
 
     def run(self, keeper: Keeper) -> Cursor:
         """Train to the end, or until asked to leave; the cursor says how far it came."""
@@ -252,17 +270,21 @@ class Phase:
         )
         began = time.perf_counter()
         for micro_batches in self._feed(plan, cursor.step):
+            fed = time.perf_counter()
             factor = self._set_lr(optimizer, cursor.step, plan.num_steps)
             taken = stepper.step(micro_batches, noticed=keeper.noticed())
             cursor.step += 1
-            now = time.perf_counter()
+            images = sum(len(m.ids) for m in micro_batches if not m.void)
+            pace = Pace(images, fed - began, time.perf_counter() - began)
+            self.watch(pace)
             self._tell(
                 cursor,
                 {
                     "train/loss": taken.loss,
                     "train/grad_norm": taken.grad_norm,
                     "train/lr": self.spec.optimizer.lr * self.phase.lr_mult * factor,
-                    "perf/images_per_s": taken.images / (now - began),
+                    "perf/images_per_s": taken.images / pace.whole_s,
+                    "perf/wait_frac": pace.wait_frac,
                     "perf/epoch": cursor.step / plan.steps_per_epoch,
                 },
             )

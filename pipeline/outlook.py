@@ -12,6 +12,7 @@ from pipeline.flow import Flow, Report, Step
 from pipeline.pretrained import RECEIPT
 from pipeline.recipe import Recipe
 from pipeline.sampler import steps_per_epoch
+from pipeline.specs import PhaseSpec
 
 
 def outlook(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
@@ -41,20 +42,23 @@ def _needs(flow: Flow, step: Step) -> str:
     if data:
         steps = step.phase.epochs * steps_per_epoch(data["train"], tune.global_batch)
         words.append(f"{steps} steps of {tune.global_batch} images")
-    words.append(f"{_state_bytes(recipe, step) / 2**20:,.0f} MiB of net and optimiser each")
+    size = state_bytes(recipe, step.phase)
+    words.append(f"{size / 2**20:,.0f} MiB of net and optimiser each")
     return ", ".join(words)
 
 
-def _state_bytes(recipe: Recipe, step: Step) -> int:
-    """Weights, gradients and optimiser state of one worker; activations come on top."""
+def state_bytes(recipe: Recipe, phase: PhaseSpec) -> int:
+    """Weights, gradients and optimiser state of one worker; activations come on top.
+
+    A checkpoint is at most as large: it holds the best weights in place of the gradients.
+    """
     import torch  # noqa: PLC0415 - only for nets that would be trained
 
     from fcn.nets import FCN  # noqa: PLC0415
     from pipeline.surgery import blueprint  # noqa: PLC0415
 
-    assert step.phase is not None
     with torch.device("meta"):
-        net = FCN(blueprint(recipe, step.phase.stride))
+        net = FCN(blueprint(recipe, phase.stride))
     copies = 4 if recipe.finetune.optimizer.kind == "adamw" else 3
     return copies * sum(p.numel() * p.element_size() for p in net.parameters())
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from pipeline import packages
 from pipeline.errors import OutageError, StoppedError, TrackingError
 from pipeline.pretrained import RECEIPT
 from pipeline.recipe import Recipe
 from pipeline.recorder import Recorder
-from pipeline.tracking import Row, Tracker, address, environment, speaking
+from pipeline.tracking import Row, Tracker, address, speaking
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Runs:
             words = "MLflow at %s has not answered for %g s; the flow goes on"
             log.warning(words, self.address, self._max_wait_s)
         self.describe(self.run, self.recipe)
-        self.do(lambda t: t.log_text(self.run.id, environment(), "environment.txt"))
+        self.do(lambda t: t.log_text(self.run.id, packages.installed(), "environment.txt"))
         return self
 
     def __exit__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -279,6 +280,8 @@ class ClusterSpec(Spec):
     """A number, or [min, max]: then the run goes on with fewer when a node is lost and grows again."""
     resize_every_s: PositiveFloat = 60.0
     """How often an elastic run looks whether there is room to grow."""
+    autoscaling: bool = False
+    """The cluster adds nodes on demand: a flow waits for them where it would else be refused at once."""
     use_gpu: bool = False
     gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1.0
     """A share of one lets several trials of a search, of one worker each, use a GPU together."""
@@ -325,3 +328,13 @@ class TrackingSpec(Spec):
     max_wait_s: NonNegative = 30.0
     """The longest that a flow waits for MLflow: once at the start, before registering and at the end;
     in between it never waits."""
+
+    @field_validator("uri")
+    @classmethod
+    def _no_credentials(cls, uri: str | None) -> str | None:
+        if uri and urlsplit(uri).username is not None:
+            raise ValueError(
+                "credentials in tracking.uri would be kept with the run and printed; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return uri

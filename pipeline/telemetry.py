@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ClusterError
+from pipeline.gauges import EpochPace
 from pipeline.logs import CONSOLE, progress_bar
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class Watcher:
         self._shown: dict[str, float] = {}
         self._done, self._leaving = threading.Event(), threading.Event()
         self._failure: Exception | None = None
+        self._pace, self._paced = EpochPace(), time.monotonic()
         self._thread = threading.Thread(target=self._carry, name="telemetry", daemon=True)
 
     def __enter__(self) -> Self:
@@ -163,6 +165,7 @@ class Watcher:
                         progress.update(bar, completed=step, note=self._note())
                     if rows:
                         self.sink(rows)
+                    self._tell_pace(rows)
                     if rows and not CONSOLE.is_terminal and time.monotonic() - said > LINE_EVERY_S:
                         said = time.monotonic()
                         left_s = progress.tasks[0].time_remaining or 0
@@ -170,6 +173,13 @@ class Watcher:
                         log.info("%s step %d of %d  %s", self.name, step, self.num_steps, note)
         except Exception as failure:  # noqa: BLE001 - raised again when the block ends
             self._failure = failure
+
+    def _tell_pace(self, rows: list[Row]) -> None:
+        """At the end of an epoch, but not of each if they are short."""
+        pace = self._pace.add(rows)
+        if pace and time.monotonic() - self._paced > LINE_EVERY_S:
+            self._paced = time.monotonic()
+            log.info("%s %s", self.name, pace)
 
     def _note(self) -> str:
         return "  ".join(

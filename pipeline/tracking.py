@@ -15,7 +15,6 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 # The recorder tries again for as long as it takes, so a single call need not: one more attempt is for
@@ -42,7 +41,7 @@ from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 import fcn
-from pipeline import owner, serving_path
+from pipeline import owner, packages, serving_path
 from pipeline.errors import OutageError, TrackingError
 from pipeline.specs import TrackingSpec
 
@@ -52,6 +51,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 FINGERPRINT = "fcn.fingerprint"
 ENDED_BY = "fcn.ended_by"
 PARENT = "mlflow.parentRunId"
+SERVED_WITH = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
 PARAMS_A_CALL, METRICS_A_CALL = 100, 1000
 
 Row = tuple[int, dict[str, float]]
@@ -259,7 +259,7 @@ class Tracker:
                         python_model=str(serving_path()),
                         artifacts={"net": str(net)},
                         code_paths=[str(code)],
-                        pip_requirements=_requirements(),
+                        pip_requirements=packages.pins(SERVED_WITH),
                     )
             finally:
                 mlflow.end_run()
@@ -330,6 +330,16 @@ class Tracker:
             raise TrackingError(f"{model_uri} cannot be had from {self.uri}: {error}") from error
 
 
+def greet(spec: TrackingSpec) -> None:
+    """Ask a server one thing and change nothing.
+
+    Raises:
+        TrackingError: it does not answer, or does not take this user.
+    """
+    with speaking(str(spec.uri)):
+        MlflowClient(spec.uri).get_experiment_by_name(spec.experiment)
+
+
 @contextmanager
 def speaking(uri: str) -> Iterator[None]:
     """Tell what goes wrong with MLflow in our words.
@@ -345,7 +355,25 @@ def speaking(uri: str) -> Iterator[None]:
         says = (_says_outage(e) for e in reversed(chain))
         if next((answer for answer in says if answer is not None), False):
             raise OutageError(f"MLflow at {uri} is away ({_first_line(chain[-1])})") from error
-        raise TrackingError(f"MLflow at {uri} refused: {_first_line(error)}") from error
+        raise TrackingError(
+            f"MLflow at {uri} refused: {_first_line(error)}{_remedy(error)}"
+        ) from error
+
+
+def _remedy(error: BaseException) -> str:
+    code = getattr(error, "error_code", None)
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if code == "UNAUTHENTICATED":
+        return (
+            f" Set MLFLOW_TRACKING_USERNAME ({user or 'not set now'}) and MLFLOW_TRACKING_PASSWORD to "
+            "those of a user of this server"
+        )
+    if code == "PERMISSION_DENIED":
+        return (
+            f": {user or 'this user'} may not. Set tracking.experiment or register.model to one of "
+            "their own, or let the server's admin grant EDIT on it"
+        )
+    return ""
 
 
 def _says_outage(error: BaseException) -> bool | None:
@@ -370,14 +398,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def environment() -> str:
-    """The installed packages, as name==version lines."""
-    pins = {f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions()}
-    return "\n".join(sorted(pins, key=str.lower)) + "\n"
-
-
-def _requirements() -> list[str]:
-    names = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]

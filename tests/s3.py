@@ -1,24 +1,13 @@
-"""A real S3 server on loopback: moto's, from an environment of its own (`make .venv-s3`)."""
+"""A real S3 server on loopback: moto's."""
 
-import os
-import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from contextlib import suppress
-from pathlib import Path
-
-import pytest
 
 BUCKET = "results"
-
-
-def moto_server() -> str:
-    """The command; its packages cannot be installed beside ours, whose pins exclude theirs."""
-    own = Path(__file__).parent.parent / ".venv-s3" / "bin" / "moto_server"
-    found = os.environ.get("FCN_S3_SERVER") or (own.is_file() and str(own))
-    return found or shutil.which("moto_server") or pytest.skip("no S3 server; make .venv-s3")
 
 
 class S3:
@@ -36,7 +25,7 @@ class S3:
             "AWS_REGION": "us-east-1",
         }
         self.process = subprocess.Popen(
-            [moto_server(), "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +17,10 @@ START_S = 180.0
 class Server:
     """`mlflow server` over a database in a folder, on one port, as often as it is started."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, flags: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder, self.flags, self.env = folder, flags, env or {}
         self.process: subprocess.Popen[bytes] | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -29,8 +32,8 @@ class Server:
         what = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         what += ["--artifacts-destination", str(self.folder / "artifacts")]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *where, *what],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            [sys.executable, "-m", "mlflow", "server", *where, *what, *self.flags],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self.env},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -24,15 +24,15 @@ def command(store: Path, verb: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "tuning", verb, *arguments]
 
 
-def search(store: Path, *arguments: str, sets: tuple[str, ...] = ()) -> list[str]:
+def search(store: Path, *arguments: str) -> list[str]:
     """A search of trials of 4 epochs of 3 steps, two at a time."""
-    values = [f"--set={value}" for value in (*TINY, "finetune.epochs=4", *sets, f"store={store}")]
+    values = [f"--set={value}" for value in (*TINY, "finetune.epochs=4", f"store={store}")]
     return command(store, "search", "demo", *values, "--concurrent", "2", *arguments)
 
 
-def run(line: list[str], code: int = 0) -> str:
+def run(line: list[str]) -> str:
     done = subprocess.run(line, capture_output=True, text=True)
-    assert done.returncode == code, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return re.sub(r"\s+", " ", done.stdout + done.stderr)
 
 
@@ -78,8 +78,8 @@ def kill_a_trial() -> None:
 
 def test_a_search_that_is_killed_is_the_search_that_was_not(store, tmp_path) -> None:
     """Driver and Ray killed; then a trial's process; then left alone."""
-    run(search(store, "--trials", "6", "--name", "quiet"))
-    line, output = search(store, "--trials", "6", "--name", "killed"), tmp_path / "output"
+    run(search(store, "--trials", "4", "--name", "quiet"))
+    line, output = search(store, "--trials", "4", "--name", "killed"), tmp_path / "output"
     process = start(line, output)
     try:
         wait_for_rungs(store, "killed", 2, process, output)
@@ -94,7 +94,7 @@ def test_a_search_that_is_killed_is_the_search_that_was_not(store, tmp_path) -> 
     finally:
         process.kill()
     quiet, killed = (shelf_of(store, name).read()[0] for name in ("quiet", "killed"))
-    assert list(killed.trials) == list(quiet.trials) == list(range(6))
+    assert list(killed.trials) == list(quiet.trials) == list(range(4))
     assert killed.ended == quiet.ended
     for number, trial in quiet.trials.items():
         other = killed.trials[number]
@@ -138,40 +138,6 @@ def require_best_runs(store: Path, killed: Search) -> None:
     assert "evaluate unchanged" in said
     assert "models:/demo/1 took @champion" in said
     assert f"mean IU {killed.best().mean_iu:.4f}" in said
-
-
-def test_what_cannot_fit_is_refused_with_the_arithmetic(store) -> None:
-    said = run(search(store, "--workers", "2", sets=("cluster.cpus_per_worker=300",)), code=1)
-    assert "ClusterError: a trial of 2 workers needs 2 x (300 CPU)" in said
-    assert "hold 0 such workers" in said
-
-
-def test_a_spent_budget_ends_the_session_and_a_larger_one_goes_on(store) -> None:
-    said = run(search(store, "--trials", "1", "--name", "brief", "--budget", "0.1s"))
-    assert "trial 0 stopped after step" in said
-    assert "the budget is spent" in said
-    brief = so_far(store, "brief")
-    assert [t.status for t in brief.trials.values()] == ["stopped"]
-    said = run(command(store, "resume", "brief", "--store", str(store), "--budget", "1h"))
-    assert "best mean IU" in said
-    assert [t.status for t in so_far(store, "brief").trials.values()] == ["finished"]
-
-
-def test_a_population_changes_its_values_and_registers_its_best_net(store) -> None:
-    run(search(store, "--trials", "4", "--name", "population", "--scheduler", "pbt"))
-    found = so_far(store, "population")
-    assert {t.status for t in found.trials.values()} == {"finished"}
-    cloned = [t for t in found.trials.values() if t.clones]
-    assert cloned
-    tracker = Tracker(TrackingSpec(), store)
-    runs = tracker.client.search_runs([tracker.experiment])
-    parent = next(r for r in runs if r.info.run_name == "search population")
-    mine = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    for trial in cloned:
-        run_id = next(r for r in mine if r.info.run_name == f"trial {trial.number}").info.run_id
-        assert [step for step, _ in tracker.history(run_id, "train/lr")] == list(range(1, 13))
-    version = tracker.client.get_model_version_by_alias("demo", "challenger")
-    assert float(version.tags["mean_iu"]) == pytest.approx(found.best().mean_iu)
 
 
 def test_trials_of_two_workers_and_one_that_fails(store, tmp_path) -> None:

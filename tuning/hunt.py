@@ -54,6 +54,8 @@ class Hunt:
     """Why nothing more is begun, if so."""
     _busy: dict[int, Segment] = field(default_factory=dict)
     _losses: dict[int, int] = field(default_factory=dict)
+    _left_at: dict[int, int] = field(default_factory=dict)
+    """Steps at which trials left before their rung."""
 
     def __post_init__(self) -> None:
         self._note(SessionBegun())
@@ -119,6 +121,8 @@ class Hunt:
                     seconds=spent,
                 )
             )
+        else:
+            self._left_at[number] = outcome.step
         self.schedule = self._decide()
 
     def lost(self, task: Task, why: str) -> None:
@@ -142,7 +146,7 @@ class Hunt:
                         status="stopped",
                         reason=self.stopping or self.schedule.halted,
                         seconds=sum(trial.times.values()),
-                        steps=trial.steps,
+                        steps=max(trial.steps, self._left_at.get(trial.number, 0)),
                     )
                 )
                 self._tell_end(trial.number)

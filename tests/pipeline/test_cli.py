@@ -114,12 +114,3 @@ def test_python_dash_m_does_the_same(module) -> None:
         [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
     )
     assert "Usage:" in done.stdout
-
-
-def test_the_search_says_that_it_is_missing_and_what_to_do() -> None:
-    from tuning.cli import main as tune
-
-    done = CliRunner().invoke(tune, ["search", "demo"])
-    assert done.exit_code == 1
-    assert "not in this version" in done.output
-    assert "fcn-tune space demo" in done.output

@@ -67,3 +67,11 @@ def test_workers_of_a_smaller_group_take_the_place_of_a_larger_one() -> None:
 def test_an_error_of_the_block_is_not_hidden() -> None:
     with pytest.raises(KeyError), Watcher("FCN-8s", "key", 1, lambda rows: None):
         raise KeyError
+
+
+def test_what_training_waits_for_is_logged_at_the_end_of_an_epoch(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(telemetry, "LINE_EVERY_S", 0.0)
+    row = {"perf/epoch": 1.0, "perf/images_per_s": 4.0, "perf/wait_frac": 0.75}
+    with caplog.at_level("INFO"), Watcher("FCN-8s", "pace", 9, lambda rows: None) as watcher:
+        ray.get(watcher.telemetry.push.remote([(1, row)]))
+    assert "FCN-8s epoch 1: 4.0 images/s, loader-bound (75% of the time" in caplog.text

@@ -16,8 +16,9 @@ from sqlalchemy.exc import OperationalError
 from pipeline import owner
 from pipeline.errors import OutageError, TrackingError
 from pipeline.gate import decide
+from pipeline.packages import installed
 from pipeline.specs import TrackingSpec
-from pipeline.tracking import Tracker, environment, speaking
+from pipeline.tracking import Tracker, speaking
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_a_model_without_champion_has_none(tracker) -> None:
 
 
 def test_the_environment_lists_what_is_installed() -> None:
-    assert any(line.startswith("torch==") for line in environment().splitlines())
+    assert any(line.startswith("torch==") for line in installed().splitlines())
 
 
 @pytest.mark.parametrize(
