@@ -25,7 +25,7 @@ from filelock import FileLock
 from pipeline.errors import StoreError
 from pipeline.recipe import URI
 from pipeline.remote import Remote, Sum
-from pipeline.store import DRAFT, MANIFEST, Part, Place, Store, fingerprint
+from pipeline.store import DRAFT, MANIFEST, Mark, Part, Place, Store, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,16 @@ OBJECTS = "objects"
 
 
 def open_store(where: Path | str) -> Store:
-    """A store by its folder or by its URI; `s3:/x` is what a command line's Path makes of `s3://x`."""
+    """A store by its folder or by its URI."""
     text = str(where)
-    if isinstance(where, Path) and ":/" in text and not where.is_absolute():
-        text = text.replace(":/", "://", 1)
-    return MirroredStore(text) if re.match(URI, text) else Store(Path(text))
+    return MirroredStore(text) if re.match(URI, text) else Store(text)
+
+
+def mirror_of(uri: str) -> Path:
+    """This machine's folder for what it uses of a store."""
+    cache = os.environ.get(CACHE)
+    caches = Path(cache) if cache else Path.home() / ".cache" / "fcn-pipeline"
+    return caches / fingerprint(uri)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,26 @@ class Mirrored:
     def here(self) -> Path:
         """Its path on this machine."""
         return self.store.fetch(self.path)
+
+
+class RemoteMark(Mark):
+    """An empty object that says that something was done, whichever machine did it."""
+
+    def __init__(self, remote: Remote, name: str) -> None:
+        super().__init__(Path(name))
+        self._remote, self._name = remote, name
+
+    def there(self) -> bool:
+        """Whether it was."""
+        return self._remote.read(self._name) is not None
+
+    def leave(self) -> None:
+        """It is."""
+        self._remote.write(self._name, b"")
+
+    def remove(self) -> None:
+        """It is to be done again."""
+        self._remote.remove(self._name)
 
 
 class UploadedPart(Part):
@@ -104,9 +129,7 @@ class MirroredStore(Store):
 
     def __init__(self, uri: str) -> None:
         self.remote = Remote(uri)
-        cache = os.environ.get(CACHE)
-        caches = Path(cache) if cache else Path.home() / ".cache" / "fcn-pipeline"
-        super().__init__(caches / fingerprint(uri))
+        super().__init__(mirror_of(uri))
         self._known: dict[str, dict[str, Object]] = {}
 
     def __str__(self) -> str:
@@ -124,6 +147,18 @@ class MirroredStore(Store):
         for name in names or self._objects(kind, key):
             self._fetch(kind, key, name)
         return self.folder(kind, key)
+
+    def holds(self, kind: str, key: str, name: str) -> bool:
+        """Whether a result that is there has a file of this name, fetched or not."""
+        return name in self._objects(kind, key)
+
+    def uri(self, path: Path) -> str:
+        """That of the object store, not that of the mirror."""
+        return self.remote.address(path.relative_to(self.root).as_posix())
+
+    def mark(self, run: str, key: str) -> Mark:
+        """Seen by all machines."""
+        return RemoteMark(self.remote, f"runs/{run}/{key}.tracked")
 
     def anywhere(self, path: Path) -> Place:
         """It is fetched to the machine that uses it."""
@@ -145,6 +180,7 @@ class MirroredStore(Store):
 
     def _complete(self, kind: str, key: str, draft: Path, manifest: dict[str, Any]) -> None:
         """Upload what is not uploaded yet; then the manifest, unless there is one."""
+        self._known.pop(f"{kind}/{key}", None)
         if self.published(kind, key) is not None:
             return
         objects = dict(manifest.get(OBJECTS, {}))
@@ -221,7 +257,7 @@ class MirroredStore(Store):
             draft.unlink(missing_ok=True)
         result = "/".join(known.name.split("/")[:2])
         raise StoreError(
-            f"{self}/{known.name} is not what was uploaded: sha256 {arrived.sha256[:12]}, "
+            f"{self.remote.address(known.name)} is not what was uploaded: sha256 {arrived.sha256[:12]}, "
             f"{arrived.size_bytes} bytes instead of {known.sha256[:12]}, {known.size_bytes} bytes; "
             f"remove {result}/{MANIFEST} there, and the same command makes it again"
         )

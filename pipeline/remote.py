@@ -43,6 +43,10 @@ class Remote:
     def __reduce__(self) -> tuple[Any, ...]:
         return Remote, (self.uri,)
 
+    def address(self, name: str) -> str:
+        """The URI of a file or a folder, without the options of the connection."""
+        return f"{self.uri.partition('?')[0].rstrip('/')}/{name}"
+
     def read(self, name: str) -> bytes | None:
         """A small file, None if there is none."""
         with self._said(f"{name} cannot be read"):
@@ -108,6 +112,14 @@ class Remote:
         with self._said(f"{name} cannot be removed"):
             try:
                 self.filesystem.delete_file(self._path(name))
+            except FileNotFoundError:
+                return
+
+    def remove_folder(self, name: str) -> None:
+        """A folder with all that is in it, if it is there."""
+        with self._said(f"{name} cannot be removed"):
+            try:
+                self.filesystem.delete_dir(self._path(name))
             except FileNotFoundError:
                 return
 

@@ -64,6 +64,26 @@ class Part:
         """It is where it belongs."""
 
 
+class Mark:
+    """A file that says that something was done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def there(self) -> bool:
+        """Whether it was."""
+        return self.path.is_file()
+
+    def leave(self) -> None:
+        """It is."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+
+    def remove(self) -> None:
+        """It is to be done again."""
+        self.path.unlink(missing_ok=True)
+
+
 class Store:
     """`datasets/`, `weights/`, `nets/`, `scores/`, `models/` by fingerprint; `runs/` by name."""
 
@@ -98,6 +118,18 @@ class Store:
     def local(self, kind: str, key: str, *names: str) -> Path:
         """The folder of a result on this machine, with all its files or with these."""
         return self.folder(kind, key)
+
+    def holds(self, kind: str, key: str, name: str) -> bool:
+        """Whether a result that is there has a file of this name."""
+        return (self.folder(kind, key) / name).is_file()
+
+    def uri(self, path: Path) -> str:
+        """What users find a result by."""
+        return path.as_uri()
+
+    def mark(self, run: str, key: str) -> Mark:
+        """Left once MLflow has been told all of a phase or an evaluation."""
+        return Mark(self.folder("runs", run) / f"{key}.tracked")
 
     def anywhere(self, path: Path) -> Place:
         """What a task on another machine finds a result or a file of one by."""

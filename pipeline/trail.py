@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from pipeline import checkpoints
 from pipeline.checkpoints import KEPT, MANIFEST, RAYS_LIST, damage
+from pipeline.errors import StoreError
 from pipeline.mirror import MirroredStore
 from pipeline.store import Store
 
@@ -64,24 +65,37 @@ class RemoteTrail(Trail):
         """The furthest checkpoint that is sound once it is here."""
         complaints: list[str] = []
         for name in self._furthest_first(self._listed()):
-            folder = self.local(name)
-            if (wrong := damage(folder)) is None:
-                return folder, complaints
-            complaints.append(_left_out(name, wrong))
+            if (wrong := self._fetch(name)) is None:
+                return self.folder / name, complaints
+            complaints.append(f"{name} is damaged and left out: {wrong}")
         return None, complaints
 
     def local(self, name: str) -> Path:
-        """A checkpoint on this machine; one process of it downloads, the others wait."""
+        """A checkpoint that another process has found to be sound, on this machine.
+
+        Raises:
+            StoreError: it did not come here whole.
+        """
+        if wrong := self._fetch(name):
+            raise StoreError(
+                f"{self}/{name} did not come here whole, though another machine has it: {wrong}; "
+                "see that this machine can read the store, and type the same command again"
+            )
+        return self.folder / name
+
+    def _fetch(self, name: str) -> str | None:
+        """One process of a machine downloads, the others wait; what is still wrong with it then."""
         target = self.folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "fetch.lock"):
             for _ in range(2):  # a transfer may fail; an object that is damaged stays so
-                if damage(target) is not None:
-                    self._download(name, target)
-        return target
+                if damage(target) is None:
+                    return None
+                self._download(name, target)
+            return damage(target)
 
     def tidy(self) -> list[str]:
-        """The furthest sound checkpoint and the one behind it stay, here the former alone.
+        """The furthest sound checkpoint and the one behind it stay; this machine keeps the former.
 
         A damaged one is put aside, one that was never finished is removed, and so is Ray's own list.
         """
@@ -95,9 +109,6 @@ class RemoteTrail(Trail):
             self._empty(name, listed[name], f"damaged_{name}" if finished else None)
         for name in names[beyond + KEPT :]:
             self._empty(name, listed[name], None)
-        for folder in self.folder.glob("checkpoint_*"):
-            if found is None or folder.name != found.name:
-                shutil.rmtree(folder)
         return complaints
 
     def _listed(self) -> dict[str, list[str]]:
@@ -121,8 +132,9 @@ class RemoteTrail(Trail):
         return sys.maxsize
 
     def _download(self, name: str, target: Path) -> None:
+        """In place of those that were needed here before."""
         draft = self.folder / f"draft-{name}"
-        for folder in (draft, target):
+        for folder in (*self.folder.glob("draft-*"), *self.folder.glob("checkpoint_*")):
             shutil.rmtree(folder, ignore_errors=True)
         draft.mkdir()
         for file in self._remote.names(f"{self._prefix}/{name}"):
@@ -143,7 +155,3 @@ def trail_of(store: Store, run: str, key: str) -> Trail:
     if isinstance(store, MirroredStore):
         return RemoteTrail(store, run, key)
     return Trail(store.checkpoints(run, key))
-
-
-def _left_out(name: str, wrong: str) -> str:
-    return f"{name} is damaged and left out: {wrong}"

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+import pipeline.cli
+import tuning.cli
 from fcn.nets import FCN, Blueprint
 from pipeline.checkpoints import Best, Cursor, save_state, step_of
 from pipeline.errors import StoreError
@@ -213,10 +216,22 @@ def test_a_store_that_cannot_be_reached_says_so(monkeypatch, tmp_path) -> None:
         open_store("s9://x")
 
 
-def test_what_works_on_folders_alone_says_so() -> None:
-    with pytest.raises(StoreError, match="not work on object stores yet"):
-        Store(Path("s3://bucket/x"))
-    assert str(open_store(Path("s3://bucket/x?region=us-east-1"))).startswith("s3://bucket/x")
+@pytest.mark.parametrize(
+    ("verbs", "arguments"),
+    [
+        (pipeline.cli, ["drill", "demo", "--set=store=%s"]),
+        (pipeline.cli, ["gc", "--store", "%s"]),
+        (tuning.cli, ["search", "demo", "--set=store=%s"]),
+        (tuning.cli, ["status", "demo", "--store", "%s"]),
+    ],
+)
+def test_what_works_on_folders_alone_says_so(s3, tmp_path, verbs, arguments) -> None:
+    done = CliRunner().invoke(verbs.main, [each.replace("%s", s3) for each in arguments])
+    assert done.exit_code == 1, done.output
+    assert "StoreError" in done.output
+    assert "not work on object stores yet" in done.output
+    assert Remote(s3).names("") == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
