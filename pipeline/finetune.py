@@ -162,6 +162,8 @@ def train_worker(config: dict[str, Any]) -> int | str:
     node = ray.get_runtime_context().get_node_id()
     telemetry.here.remote(Worker(team.rank, node, os.getpid()), team.size)
     keeper = RayKeeper(team.rank, config["trail"], config["until"], telemetry)
+    for shards in (config["train"], config["val"]):
+        shards.fetch_ahead()
     phase = Phase(
         net=start_net(recipe, config["phase"]["stride"], config["start"]),
         spec=recipe.finetune,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import bisect
 import io
 import json
+import logging
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,8 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fcn.labels import ClassTable
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StoreError
 from pipeline.store import Place, here
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -113,6 +117,19 @@ class Shards:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shards, (self.files, self.rows)  # a memory map does not travel; each opens its own
+
+    def fetch_ahead(self) -> threading.Thread:
+        """Begin to have all files on this machine, so that whoever reads them need not wait."""
+        thread = threading.Thread(target=self._fetch_all, name="shards", daemon=True)
+        thread.start()
+        return thread
+
+    def _fetch_all(self) -> None:
+        try:
+            for place in self.files:
+                here(place)
+        except StoreError as error:  # raised again to whoever reads that shard
+            log.warning("shards are fetched when they are read, not before: %s", error)
 
     def _table(self, shard: int) -> pa.Table:
         if shard not in self._tables:

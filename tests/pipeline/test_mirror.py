@@ -20,6 +20,7 @@ from pipeline.checkpoints import Best, Cursor, save_state, step_of
 from pipeline.errors import StoreError
 from pipeline.mirror import MirroredStore, open_store
 from pipeline.remote import Remote
+from pipeline.shards import Shards
 from pipeline.store import MANIFEST, Store, here
 from pipeline.trail import RemoteTrail, trail_of
 
@@ -150,6 +151,22 @@ def test_one_process_of_a_machine_downloads_and_the_others_wait(
     for thread in threads:
         thread.join()
     assert len(downloads) == len(objects(store))
+
+
+def test_shards_are_fetched_ahead_of_use_and_a_damaged_one_is_its_readers_error(
+    store, elsewhere, caplog
+) -> None:
+    publish(store)
+    folder = store.folder("nets", "a")
+    places = [store.anywhere(folder / name) for name in ("net.safetensors", "panels/x.png")]
+    store.remote.write(objects(store)["panels/x.png"]["name"], b"picturf")
+    shards = pickle.loads(pickle.dumps(Shards(places, [1, 1])))
+    shards.fetch_ahead().join()
+    there = {p.name for p in elsewhere.folder("nets", "a").rglob("*") if p.is_file()}
+    assert there == {MANIFEST, "net.safetensors"}
+    assert "x.png is not what was uploaded" in caplog.text
+    with pytest.raises(StoreError, match=r"x\.png is not what was uploaded"):
+        shards.id(1)
 
 
 UPLOADER = """
