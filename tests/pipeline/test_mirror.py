@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,14 @@ import tuning.cli
 from fcn.nets import FCN, Blueprint
 from pipeline.checkpoints import Best, Cursor, save_state, step_of
 from pipeline.errors import StoreError
+from pipeline.finetune import TrainedNet
+from pipeline.flow import Flow
 from pipeline.mirror import MirroredStore, open_store
 from pipeline.remote import Remote
 from pipeline.shards import Shards
 from pipeline.store import MANIFEST, Store, here
 from pipeline.trail import RemoteTrail, trail_of
+from tests.conftest import tiny
 
 
 def publish(store: Store, key: str = "a", content: bytes = b"weights") -> None:
@@ -223,6 +227,37 @@ def test_a_runs_record_is_seen_by_all_machines(store, elsewhere) -> None:
     store.begin_run("demo", {"ingest": "d"})
     elsewhere.remember_run("demo", elsewhere.folder("nets", "a"))
     assert store.record("demo") == {"steps": {"ingest": "d"}, "net": "nets/a"}
+
+
+def test_what_mlflow_was_told_is_known_to_all_machines(store, elsewhere) -> None:
+    publish(store)
+    mark = elsewhere.mark("demo", "a")
+    assert not mark.there()
+    store.mark("demo", "a").leave()
+    assert mark.there()
+    mark.remove()
+    assert not store.mark("demo", "a").there()
+    assert elsewhere.holds("nets", "a", "net.safetensors")
+    assert not elsewhere.holds("nets", "a", "history.arrow")
+    assert not (elsewhere.folder("nets", "a") / "net.safetensors").exists()
+
+
+def test_a_flow_takes_what_another_machine_published_while_it_computed(s3, elsewhere) -> None:
+    flow = Flow(tiny("finetune.init=scratch", f"store={s3}"))
+    step = flow.steps["finetune-8s"]
+
+    def publish_as(steps: int, store: Store, while_at_it: Callable[[], None] = int) -> None:
+        manifest = {"folder": "mine", "steps": steps, "metrics": {}}
+        with store.publish(step.kind, step.key, manifest) as draft:
+            (draft / "net.safetensors").write_text(f"after {steps}")
+            while_at_it()
+
+    trained = flow._once(
+        step, TrainedNet, lambda: publish_as(1, flow.store, lambda: publish_as(2, elsewhere))
+    )
+    assert trained.steps == 2
+    assert (trained.folder / "net.safetensors").read_text() == "after 2"
+    assert flow.store.uri(trained.folder) == f"{s3}/{step.kind}/{step.key}"
 
 
 def test_a_store_that_cannot_be_reached_says_so(monkeypatch, tmp_path) -> None:
