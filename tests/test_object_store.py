@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from fcn.weights import NET
-from pipeline import faults
 from pipeline.flow import Flow
 from pipeline.mirror import mirror_of
 from pipeline.remote import Remote
@@ -176,8 +175,11 @@ class Nodes:
     def variables(self, name: str) -> dict[str, str]:
         return {"FCN_CACHE": str(self.folder / name)}
 
-    def add_node(self) -> None:
-        """The spare one is there."""
+    def lose(self, worker: Worker) -> None:
+        """The node of a worker with all its processes at once, as a machine that loses its power."""
+        os.kill(worker.pid, signal.SIGKILL)
+        node = next(n for n in self.cluster.list_all_nodes() if n.node_id == worker.node)
+        self.cluster.remove_node(node, allow_graceful=False)
 
     def stop(self) -> None:
         import ray
@@ -186,26 +188,15 @@ class Nodes:
         self.cluster.shutdown()
 
 
-class Training:
-    """What a fault is done to."""
+def ask(key: str, question: str) -> Any:
+    """The training of a phase; None before it begins and after its end."""
+    import ray
 
-    def __init__(self, ground: Nodes, process: Any, key: str) -> None:
-        self.ground, self.process, self._key = ground, process, key
-
-    def step(self) -> int:
-        return self._ask("step") or 0
-
-    def workers(self) -> list[Worker]:
-        return self._ask("workers") or []
-
-    def _ask(self, question: str) -> Any:
-        import ray
-
-        try:
-            telemetry = ray.get_actor(telemetry_name(self._key), namespace=NAMESPACE)
-            return ray.get(getattr(telemetry, question).remote())
-        except (ValueError, ray.exceptions.RayActorError):
-            return None
+    try:
+        telemetry = ray.get_actor(telemetry_name(key), namespace=NAMESPACE)
+        return ray.get(getattr(telemetry, question).remote())
+    except (ValueError, ray.exceptions.RayActorError):
+        return None
 
 
 def test_machines_that_share_but_a_bucket_train_the_same_net_though_one_is_lost(
@@ -215,12 +206,12 @@ def test_machines_that_share_but_a_bucket_train_the_same_net_though_one_is_lost(
     nodes = Nodes(tmp_path)
     try:
         process = start("run", store, tmp_path / "driver", output, nodes.address)
-        training = Training(nodes, process, flow_of(store).steps["finetune-8s"].key)
-        until(lambda: training.step() >= 4, process, output)
-        before = training.workers()
+        key = flow_of(store).steps["finetune-8s"].key
+        until(lambda: (ask(key, "step") or 0) >= 4, process, output)
+        before = ask(key, "workers")
         assert len({worker.node for worker in before}) == 2
-        faults.kill_node(training)
-        until(lambda: training.workers() not in ([], before), process, output)
+        nodes.lose(before[-1])
+        until(lambda: ask(key, "workers") not in (None, [], before), process, output)
         assert process.wait(400) == 0, output.read_text()
     finally:
         nodes.stop()
