@@ -168,12 +168,12 @@ def show(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--store", default="store", type=click.Path(path_type=Path), help="Store folder.")
+@click.option("--store", default="store", help="Folder or URI.")
 @click.option(
     "--tracking-uri", default=None, help="MLflow server; the store's database if not given."
 )
 def predict(
-    model: str, images: tuple[Path, ...], output: Path, store: Path, tracking_uri: str | None
+    model: str, images: tuple[Path, ...], output: Path, store: str, tracking_uri: str | None
 ) -> None:
     """Label IMAGES with MODEL: models:/NAME@champion, run:NAME, or a net's folder.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 # Ray reads these when it is imported or started: short polls, no printed copies, no usage report.
@@ -101,11 +101,17 @@ def task_options(spec: ClusterSpec) -> dict[str, Any]:
     }
 
 
-def run_config(spec: ClusterSpec, folder: Path, keep: int) -> train.RunConfig:
+def run_config(
+    spec: ClusterSpec,
+    folder: PurePath,
+    keep: int,
+    filesystem: Any = None,  # noqa: ANN401 - pyarrow's
+) -> train.RunConfig:
     """Where checkpoints go and how many of the newest stay, how often to try again."""
     return train.RunConfig(  # type: ignore[call-arg]  # typed as the first version of Ray Train
         name=folder.name,
         storage_path=str(folder.parent),
+        storage_filesystem=filesystem,
         failure_config=train.FailureConfig(max_failures=spec.max_failures),
         checkpoint_config=train.CheckpointConfig(num_to_keep=keep),
         logging_config=train.LoggingConfig(log_level="ERROR"),

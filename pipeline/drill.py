@@ -171,7 +171,7 @@ class Drill:
         self.recipe, self.tolerance = recipe, tolerance
         local = ["--set=tracking.uri=null", "--set=evaluate.num_pictures=0"]
         self.arguments = [*arguments, *local]
-        self.folder = recipe.store.absolute() / "drill"
+        self.folder = Store(recipe.store).root / "drill"
         phases = [step for step in plan(recipe, Store(recipe.store)) if step.stage == "finetune"]
         self.phases = phases
         self.ground = Ground(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pipeline.recipe import Recipe
 from pipeline.sampler import share
 from pipeline.shards import Shards
 from pipeline.specs import Split
-from pipeline.store import Store
+from pipeline.store import Place, Store, here
 
 TASKS_PER_WORKER = 2
 
@@ -49,18 +50,20 @@ class Evaluation(BaseModel):
         return found | classes | {f"{self.split}/num_images": float(self.num_images)}
 
 
-def run(recipe: Recipe, store: Store, key: str, net: Path, files: Sequence[Path]) -> Evaluation:
+def run(
+    recipe: Recipe, store: Store, key: str, net: Place, files: Sequence[Place] | Shards
+) -> Evaluation:
     """Count on all workers, draw a few predictions, publish.
 
     Raises:
         TrainingError: the images counted are not as many as the split has.
     """
     manifest: dict[str, object] = {}
-    shards = Shards(files)
+    shards = files if isinstance(files, Shards) else Shards(files)
     table = recipe.data.class_table()
     with store.publish("scores", key, manifest) as draft:
-        drawing = ray.remote(draw).options(**task_options(recipe.cluster))
-        drawn = drawing.remote(recipe, net, shards, draft)
+        drawing = ray.remote(_drawn).options(**task_options(recipe.cluster))
+        drawn = drawing.remote(recipe, net, shards)
         confusion = _count(recipe, net, shards)
         scores = confusion.scores()
         counts = confusion.counts.numpy()
@@ -69,13 +72,15 @@ def run(recipe: Recipe, store: Store, key: str, net: Path, files: Sequence[Path]
         )
         pictures.confusion_matrix(draft / "confusion.png", counts, table)
         pictures.class_bars(draft / "classes.png", scores, table)
-        cluster.get(drawn)
+        for name, content in cluster.get(drawn).items():
+            (draft / name).parent.mkdir(exist_ok=True)
+            (draft / name).write_bytes(content)
         result = _result(recipe, store.folder("scores", key), len(shards), scores)
         manifest |= result.model_dump(mode="json")
     return result
 
 
-def _count(recipe: Recipe, net: Path, shards: Shards) -> Confusion:
+def _count(recipe: Recipe, net: Place, shards: Shards) -> Confusion:
     """Every image in exactly one task; integer counts, so their sum does not depend on the cut."""
     num_tasks = min(len(shards), TASKS_PER_WORKER * recipe.cluster.max_workers)
     task = ray.remote(count_rows).options(**task_options(recipe.cluster))
@@ -95,13 +100,22 @@ def _count(recipe: Recipe, net: Path, shards: Shards) -> Confusion:
     return total
 
 
-def count_rows(recipe: Recipe, net: Path, shards: Shards, rows: range) -> tuple[torch.Tensor, int]:
+def count_rows(recipe: Recipe, net: Place, shards: Shards, rows: range) -> tuple[torch.Tensor, int]:
     """Confusion counts of some rows of a split, and how many images they were."""
     set_threads(recipe.cluster.cpus_per_worker)
     device = torch.device("cuda" if recipe.cluster.use_gpu else "cpu")
     batches = eval_feed(shards, rows, recipe.finetune.micro_batch, 0)
-    confusion, seen = count_errors(load_net(net).to(device), batches, Team(device=device))
+    confusion, seen = count_errors(load_net(here(net)).to(device), batches, Team(device=device))
     return confusion.counts.cpu(), seen
+
+
+def _drawn(recipe: Recipe, net: Place, shards: Shards) -> dict[str, bytes]:
+    """The pictures by name: the task may be on a machine that shares no disk with the driver."""
+    with tempfile.TemporaryDirectory(prefix="fcn-drawn-") as scratch:
+        folder = Path(scratch)
+        draw(recipe, here(net), shards, folder)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def draw(recipe: Recipe, net_folder: Path, shards: Shards, folder: Path) -> None:

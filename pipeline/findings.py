@@ -52,7 +52,8 @@ class Needs:
     """What a run asks of its cluster."""
 
     spec: ClusterSpec
-    store: Path
+    store: Path | str
+    """Its folder, or its URI."""
     store_bytes: int
     tmp_bytes: int
     mlflow: str | None = None
@@ -61,6 +62,11 @@ class Needs:
     """Whether tasks on any node speak to it, not only the driver."""
     refused: str | None = None
     """What MLflow told the driver, if it did not do as it was asked."""
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the store is an object store, of which each node keeps what it uses."""
+        return isinstance(self.store, str)
 
 
 @dataclass(frozen=True)
@@ -127,19 +133,28 @@ def answers(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
 
 
 def store(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """Every node writes it, and all mean the same folder."""
+    """Every node writes it, and all mean the same one."""
     known = [(node, node.facts) for node in nodes if node.facts]
     unwritable = [(n.name, facts.unwritable) for n, facts in known if facts.unwritable]
     yield from _grouped(
         *("store", "failure", unwritable),
-        f"results and checkpoints could not be written to {needs.store}: set store=... to a folder "
-        "that every node may write",
+        f"results and checkpoints could not be written to {needs.store}: "
+        + (
+            "give every node credentials that read and write there, and the way to it (docs/storage.md)"
+            if needs.mirrored
+            else "set store=... to a folder that every node may write"
+        ),
     )
     apart = [(n.name, f"does not see what {_some(n.unseen)} wrote") for n, _ in known if n.unseen]
     yield from _grouped(
         *("store", "failure", apart),
-        f"{needs.store} is each node's own folder there: shards and checkpoints of one node would "
-        "be missing on the next; set store=... to shared storage",
+        f"{needs.store} is "
+        + (
+            "another object store there: see that AWS_ENDPOINT_URL is the same on every node"
+            if needs.mirrored
+            else "each node's own folder there: shards and checkpoints of one node would be missing on "
+            "the next; set store=... to shared storage"
+        ),
     )
     if known and not unwritable and not apart:
         seen = ", each sees what the others wrote" if len(known) > 1 else ""
@@ -165,8 +180,9 @@ def inputs(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
 def disk(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Room for the checkpoints that are kept and the one under way."""
     known = [(node, node.facts) for node in nodes if node.facts]
+    where = "the mirror of the store" if needs.mirrored else "the store"
     short = [
-        (n.name, f"{_gib(f.store_free_bytes)} free in the store")
+        (n.name, f"{_gib(f.store_free_bytes)} free in {where}")
         for n, f in known
         if f.store_free_bytes < needs.store_bytes
     ] + [
@@ -175,23 +191,28 @@ def disk(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
         if f.tmp_free_bytes < needs.tmp_bytes
     ]
     wants = (
-        f"checkpoints take up to {_gib(needs.store_bytes)} of the store and {_gib(needs.tmp_bytes)} "
-        "of temporary files, the data set comes on top"
+        f"checkpoints take up to {_gib(needs.store_bytes)} of {where} and {_gib(needs.tmp_bytes)} of "
+        "temporary files, the data set comes on top"
     )
     yield from _grouped(
-        "disk", "failure", short, f"{wants}: free some (`fcn-pipeline gc`), or set TMPDIR"
+        "disk",
+        "failure",
+        short,
+        f"{wants}: free some ("
+        + ("FCN_CACHE names another disk" if needs.mirrored else "`fcn-pipeline gc`")
+        + "), or set TMPDIR",
     )
     if known and not short:
         least_store = min(f.store_free_bytes for _, f in known)
         least_tmp = min(f.tmp_free_bytes for _, f in known)
-        result = f"{_gib(least_store)} free in the store, {_gib(least_tmp)} for temporary files"
+        result = f"{_gib(least_store)} free in {where}, {_gib(least_tmp)} for temporary files"
         yield Finding("disk", "ok", result, wants)
 
 
 def mlflow(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Its server answers those that speak to it: the driver, and tasks where they load a model."""
     if needs.mlflow is None:
-        yield _own_database(nodes)
+        yield _own_database(needs, nodes)
         return
     if not is_server(needs.mlflow):
         yield Finding(*("mlflow", "warning", "not asked"), "only servers, http(s)://, can be")
@@ -220,7 +241,13 @@ def is_server(uri: str | None) -> bool:
     return uri is not None and uri.startswith(("http://", "https://"))
 
 
-def _own_database(nodes: Sequence[Node]) -> Finding:
+def _own_database(needs: Needs, nodes: Sequence[Node]) -> Finding:
+    if needs.mirrored:
+        return Finding(
+            *("mlflow", "warning", "a database in the mirror of the driver's machine"),
+            "a driver on another machine would not find its runs and models: set tracking.uri to a "
+            "server (docs/mlflow.md)",
+        )
     hosts = {node.facts.host for node in nodes if node.facts}
     words = "the store's own database, which only the driver opens"
     if len(hosts) < 2:

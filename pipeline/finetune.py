@@ -9,9 +9,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,11 +33,9 @@ from pipeline.checkpoints import (
     Metrics,
     Row,
     load_state,
-    newest,
     read_best,
     save_state,
     step_of,
-    tidy,
 )
 from pipeline.cluster import run_config, scaling, set_threads
 from pipeline.errors import ClusterError, PipelineError, StoppedError, StoreError, TrainingError
@@ -46,10 +44,11 @@ from pipeline.loop import Phase, Team, Wish
 from pipeline.recipe import Recipe
 from pipeline.sampler import steps_per_epoch
 from pipeline.shards import Shards
-from pipeline.specs import PhaseSpec, Stride
-from pipeline.store import Store, fingerprint, says_full
+from pipeline.specs import PhaseSpec, Split, Stride
+from pipeline.store import Place, Store, fingerprint, says_full
 from pipeline.surgery import blueprint, require_receipt, start_net
 from pipeline.telemetry import Sink, Watcher, Worker
+from pipeline.trail import Trail, trail_of
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +61,15 @@ class Job:
     """What a phase works on."""
 
     phase: PhaseSpec
-    train: list[Path]
-    val: list[Path]
+    train: Sequence[Place]
+    val: Sequence[Place]
     num_train: int
-    start: Path | None
+    start: Place | None
     """Folder of the net to start from; None is scratch."""
     receipt: Path | None
     """Folder of the transplant whose receipt must hold; None for scratch and later phases."""
+    rows: Mapping[Split, Sequence[int]] = field(default_factory=dict)
+    """Of each shard, by split, where they are known without opening any."""
 
     def steps(self, recipe: Recipe) -> int:
         """Optimiser steps to its end."""
@@ -87,24 +88,24 @@ class TrainedNet(BaseModel):
 class RayKeeper:
     """Checkpoints through Ray Train: rank 0 writes, Ray carries them to the store meanwhile."""
 
-    def __init__(self, rank: int, run: Path, until: int | None, telemetry: Any) -> None:  # noqa: ANN401 - Ray's handle
-        self.rank, self.run, self.until, self.telemetry = rank, run, until, telemetry
+    def __init__(self, rank: int, trail: Trail, until: int | None, telemetry: Any) -> None:  # noqa: ANN401 - Ray's handle
+        self.rank, self.trail, self.until, self.telemetry = rank, trail, until, telemetry
         self._coming = 0
         self._answer: Any = None
         self._looked = time.monotonic()
         self._heeded: Any = None
         # What a killed worker left half written on this machine is in nobody's way but the disk's.
-        self._scratch = Path(tempfile.gettempdir()) / f"fcn-checkpoint-{fingerprint(str(run))}"
+        self._scratch = Path(tempfile.gettempdir()) / f"fcn-checkpoint-{fingerprint(str(trail))}"
         if rank == 0:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def restore(self, net: FCN, optimizer: Optimizer) -> Cursor:
         """From the newest checkpoint that is sound; rank 0 looks, so that all take the same."""
-        found, complaints = newest(self.run) if self.rank == 0 else (None, [])
+        found, complaints = self.trail.newest() if self.rank == 0 else (None, [])
         for complaint in complaints:
             self.telemetry.say.remote(complaint)
         name = broadcast_from_rank_zero(found and found.name)
-        cursor = load_state(self.run / name, net, optimizer) if name else Cursor()
+        cursor = load_state(self.trail.local(name), net, optimizer) if name else Cursor()
         self._coming = cursor.step
         return cursor
 
@@ -160,14 +161,16 @@ def train_worker(config: dict[str, Any]) -> int | str:
     team = Team(context.get_world_rank(), context.get_world_size(), get_device())
     node = ray.get_runtime_context().get_node_id()
     telemetry.here.remote(Worker(team.rank, node, os.getpid()), team.size)
-    keeper = RayKeeper(team.rank, config["run"], config["until"], telemetry)
+    keeper = RayKeeper(team.rank, config["trail"], config["until"], telemetry)
+    for shards in (config["train"], config["val"]):
+        shards.fetch_ahead()
     phase = Phase(
         net=start_net(recipe, config["phase"]["stride"], config["start"]),
         spec=recipe.finetune,
         phase=PhaseSpec(**config["phase"]),
         seed=recipe.seed,
-        train=Shards(config["train"]),
-        val=Shards(config["val"]),
+        train=config["train"],
+        val=config["val"],
         team=team,
         num_loaders=recipe.cluster.loader_workers,
         emit=keeper.tell,
@@ -196,7 +199,7 @@ def run(
         require_receipt(job.receipt)
     watcher = Watcher(f"FCN-{job.phase.stride}s", key, job.steps(recipe), sink)
     with _checkpoint_on_sigterm(watcher):
-        last = train_until(None, recipe, job, store.checkpoints(recipe.name, key), watcher)
+        last = train_until(None, recipe, job, trail_of(store, recipe.name, key), watcher)
     if (done := step_of(last)) < job.steps(recipe):
         raise StoppedError(
             f"stopped after step {done} of {job.steps(recipe)}, which is in a checkpoint; the same "
@@ -206,14 +209,15 @@ def run(
 
 
 def train_until(
-    until: int | None, recipe: Recipe, job: Job, folder: Path, watcher: Watcher
+    until: int | None, recipe: Recipe, job: Job, place: Path | Trail, watcher: Watcher
 ) -> Path:
     """Train up to a step (None: the end) or until asked to leave; the checkpoint of where that was.
 
     Raises:
         TrainingError, ClusterError, StoreError: as `run` does.
     """
-    for complaint in tidy(folder):
+    trail = Trail(place) if isinstance(place, Path) else place
+    for complaint in trail.tidy():
         log.warning("%s", complaint)
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # what it returns is result.return_value
@@ -221,29 +225,29 @@ def train_until(
             "recipe": recipe.plain(),
             "phase": job.phase.model_dump(),
             "start": job.start,
-            "train": job.train,
-            "val": job.val,
+            "train": Shards(job.train, job.rows.get("train")),
+            "val": Shards(job.val, job.rows.get("val")),
             "telemetry": watcher.telemetry,
-            "run": folder,
+            "trail": trail,
             "until": until,
         },
         scaling_config=scaling(recipe.cluster),
-        run_config=run_config(recipe.cluster, folder, KEPT),
+        run_config=run_config(recipe.cluster, trail.place, KEPT, trail.filesystem),
     )
     with watcher:
-        done = _fit(trainer, folder).return_value
+        done = _fit(trainer, trail).return_value
     if isinstance(done, str):
         raise TrainingError(done)
-    last, _ = newest(folder)
+    last, _ = trail.newest()
     if last is None or step_of(last) < done:
         raise ClusterError(
-            f"the checkpoint of step {done} did not reach {folder}; the same command goes on from the "
+            f"the checkpoint of step {done} did not reach {trail}; the same command goes on from the "
             "one before"
         )
     return last
 
 
-def _fit(trainer: TorchTrainer, folder: Path) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
+def _fit(trainer: TorchTrainer, trail: Trail) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
     try:
         return trainer.fit()
     except train.WorkerGroupError as error:
@@ -252,7 +256,7 @@ def _fit(trainer: TorchTrainer, folder: Path) -> Any:  # noqa: ANN401 - its type
             raise ours[0] from error
         if any(says_full(e) for e in error.worker_failures.values()):
             raise StoreError(
-                f"no room for a checkpoint in {folder} or {tempfile.gettempdir()}; free some "
+                f"no room for a checkpoint in {trail} or {tempfile.gettempdir()}; free some "
                 "(`fcn-pipeline gc` shows what nothing refers to) and type the same command again: it "
                 "goes on from the last checkpoint"
             ) from error

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
+from pipeline.mirror import MirroredStore, open_store
 from pipeline.recipe import Recipe
-from pipeline.specs import PhaseSpec
-from pipeline.store import Store, fingerprint
+from pipeline.specs import PhaseSpec, Split
+from pipeline.store import Mark, Place, Store, fingerprint
 
 if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` needs no torch or ray
     from pipeline.finetune import TrainedNet
@@ -140,7 +141,7 @@ class Flow:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.store = Store(recipe.store)
+        self.store = open_store(recipe.store)
         self.steps = {step.name: step for step in plan(recipe, self.store)}
         for step in self.steps.values():
             self.store.expect(step.key, step.stage, [self.steps[n].key for n in step.needs])
@@ -168,6 +169,12 @@ class Flow:
 
         if not complete:
             cluster.connect(self.recipe.cluster)
+        if isinstance(self.store, MirroredStore) and self.recipe.tracking.uri is None:
+            log.warning(
+                "MLflow's database lies in %s, on this machine alone; runs and models that all machines "
+                "see need tracking.uri",
+                self.store.root,
+            )
         self._tracked = Tracked(self.recipe, self.store.root, wanted[-1].key, self.mark)
         self._runs, self.report.tracking = self._tracked, self._tracked.address
         with self._tracked:
@@ -179,25 +186,22 @@ class Flow:
         self._run([s for s in self.steps.values() if s.stage in ("ingest", "transplant")])
         return self.report
 
-    def mark(self, key: str) -> Path:
-        """A file that is there once MLflow has been told all of a phase or an evaluation."""
-        return self.store.folder("runs", self.recipe.name) / f"{key}.tracked"
+    def mark(self, key: str) -> Mark:
+        """Left once MLflow has been told all of a phase or an evaluation."""
+        return self.store.mark(self.recipe.name, key)
 
     def _untold(self, step: Step) -> bool:
         """Whether MLflow was away when a result that is there ended.
 
         A net without a history is of an earlier version, which told all before it ended.
         """
-        if step.stage not in ("finetune", "evaluate") or not self._found(step):
-            return False
-        return self._history(step).is_file() and not self.mark(step.key).is_file()
-
-    def _history(self, step: Step) -> Path:
-        """The metrics by step of a phase, or of the last phase before an evaluation."""
         from pipeline.checkpoints import HISTORY
 
+        if step.stage not in ("finetune", "evaluate") or not self._found(step):
+            return False
         net = step if step.phase else self.steps[step.needs[-1]]
-        return self.store.folder(net.kind, net.key) / HISTORY
+        told = self.mark(step.key).there() or not self.store.holds(net.kind, net.key, HISTORY)
+        return not told
 
     def _run(self, wanted: list[Step]) -> None:
         self.store.begin_run(self.recipe.name, {s.name: s.key for s in self.steps.values()})
@@ -226,22 +230,29 @@ class Flow:
 
     def begun(self, step: Step) -> bool:
         """Whether a phase has checkpoints to go on from."""
-        return self.store.checkpoints(self.recipe.name, step.key).is_dir()
+        return self.store.begun(self.recipe.name, step.key)
 
     def published_counts(self) -> dict[str, int] | None:
         """Images by split, once the data set is ingested."""
         plain = self._found(self.steps["ingest"])
         return plain["counts"] if plain else None
 
-    def _once(self, step: Step, of: type[Result], compute: Callable[[], Result]) -> Result:
-        """The step's result from the store, or computed now."""
+    def _once(self, step: Step, of: type[Result], compute: Callable[[], object]) -> Result:
+        """The step's result from the store, where it was or is computed now."""
         began = time.perf_counter()
-        folder = {"folder": self.store.folder(step.kind, step.key)}  # a store may have been moved
         with self.store.turn(step.kind, step.key, step.name) as plain:
-            result = compute() if plain is None else of.model_validate({**plain, **folder})
-        return self._done(step, result, "computed" if plain is None else "unchanged", began)
+            if plain is None:
+                compute()
+        return self._done(step, of, "computed" if plain is None else "unchanged", began)
 
-    def _done(self, step: Step, result: Result, how: str, began: float) -> Result:
+    def _done(self, step: Step, of: type[Result], how: str, began: float) -> Result:
+        """As the store has it: another machine may have been first, or the store was moved.
+
+        Shards stay where they are until somebody reads them.
+        """
+        names = ("quarantine.csv",) if step.stage == "ingest" else ()
+        folder = self.store.local(step.kind, step.key, *names)
+        result = of.model_validate({**(self._found(step) or {}), "folder": folder})
         log.info("%s %s (%s)", step.name, how, step.key)
         self.report.steps.append((step.name, how, time.perf_counter() - began))
         self.report.results[step.name] = result
@@ -254,7 +265,7 @@ class Flow:
             step, ingest.Dataset, lambda: ingest.run(self.recipe, self.store, step.key)
         )
         if self._runs:
-            self._runs.dataset(data)
+            self._runs.dataset(data, self.store.uri(data.folder))
 
     def _begin_transplant(self) -> Surgery | None:
         """It needs nothing of the ingest: both run at the same time.
@@ -279,15 +290,15 @@ class Flow:
         return ray.remote(transplant.run).remote(self.recipe, self.store, step.key)
 
     def _transplant(self, step: Step, surgery: Surgery | None) -> None:
-        from pipeline import cluster, transplant
+        from pipeline import cluster
+        from pipeline.transplant import Transplanted
 
         if surgery:
             began = time.perf_counter()
-            done = self._done(step, cluster.get(surgery.result), "computed", began)
+            cluster.get(surgery.result)
+            done = self._done(step, Transplanted, "computed", began)
         else:
-            done = self._once(
-                step, transplant.Transplanted, lambda: cluster.get(self._operate(step))
-            )
+            done = self._once(step, Transplanted, lambda: cluster.get(self._operate(step)))
         if self._runs:
             self._runs.receipt(done)
 
@@ -298,14 +309,15 @@ class Flow:
         phase = step.phase
         data: Dataset = self._result("ingest")
         before = [name for name in step.needs if name != "ingest"]
-        start = self._result(before[0]).folder if before else None
+        start: Path | None = self._result(before[0]).folder if before else None
         job = finetune.Job(
             phase=phase,
-            train=data.paths("train"),
-            val=data.paths("val"),
+            train=self._places(data, "train"),
+            val=self._places(data, "val"),
             num_train=data.counts["train"],
-            start=start,
+            start=start and self.store.anywhere(start),
             receipt=start if before == ["transplant"] else None,
+            rows=data.rows_by_split(),
         )
 
         def compute() -> TrainedNet:
@@ -316,20 +328,28 @@ class Flow:
         untold = self._untold(step)
         trained = self._once(step, finetune.TrainedNet, compute)
         if self._tracked and untold:
-            rows = checkpoints.History.read(self._history(step)).rows()
+            rows = checkpoints.History.read(trained.folder / checkpoints.HISTORY).rows()
             self._tracked.history(step.name, step.key, rows)
         self.store.remember_run(self.recipe.name, trained.folder)
 
+    def _places(self, data: Dataset, split: Split) -> list[Place]:
+        """The shards of a split, for whatever machines read them."""
+        return [self.store.anywhere(path) for path in data.paths(split)]
+
     def _evaluate(self, step: Step) -> None:
         from pipeline import evaluate
+        from pipeline.shards import Shards
 
         data: Dataset = self._result("ingest")
         net: TrainedNet = self._result(step.needs[-1])
-        files = data.paths(self.recipe.evaluate.split)
+        split = self.recipe.evaluate.split
+        shards = Shards(self._places(data, split), data.rows_by_split().get(split))
         scores = self._once(
             step,
             evaluate.Evaluation,
-            lambda: evaluate.run(self.recipe, self.store, step.key, net.folder, files),
+            lambda: evaluate.run(
+                self.recipe, self.store, step.key, self.store.anywhere(net.folder), shards
+            ),
         )
         if self._tracked:
             phases = {s.name: s.key for s in self.steps.values() if s.stage == "finetune"}

@@ -7,8 +7,9 @@ import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -32,7 +33,7 @@ from pipeline.shards import (
 )
 from pipeline.sources import Sample, Source, open_source
 from pipeline.specs import Split
-from pipeline.store import Store
+from pipeline.store import Part, Store
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class Dataset(BaseModel):
     files: dict[Split, list[str]]
     counts: dict[Split, int]
     class_px: dict[Split, list[int]]
+    rows: dict[str, int] = {}
+    """By shard; empty in data sets of an earlier version."""
     num_seen: int
     num_quarantined: int
     digest: str
@@ -59,6 +62,12 @@ class Dataset(BaseModel):
             raise DataError(f"the data set has no split {split}; it has {', '.join(self.files)}")
         return [self.folder / name for name in self.files[split]]
 
+    def rows_by_split(self) -> dict[Split, list[int]]:
+        """Rows of each shard; empty where they have to be counted."""
+        if not self.rows:
+            return {}
+        return {split: [self.rows[name] for name in names] for split, names in self.files.items()}
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -69,6 +78,8 @@ class Checked:
     accepted: list[tuple[str, str, list[int]]]
     """Id, sha256 of the image, pixels of each class; in the order of the rows."""
     rejected: list[Rejected]
+    objects: dict[str, Any] = field(default_factory=dict)
+    """What the manifest must say of the file."""
 
 
 class _RejectedError(Exception):
@@ -87,28 +98,34 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
         DataError: nothing found, a split is empty, or too much was rejected.
     """
     source = open_source(recipe)
-    table = recipe.data.class_table()
     samples, rejected = source.samples()
+    chunks = list(_chunks(samples, recipe.data.shard_rows))
+    names = [f"{chunk[0].split}-{i:05d}.arrow" for i, chunk in enumerate(chunks)]
+    num_classes = len(recipe.data.class_table())
     manifest: dict[str, object] = {}
     with store.publish("datasets", fingerprint, manifest) as draft:
-        shards = _check_all(recipe, source, samples, table, draft)
+        parts = [store.part(draft, name) for name in names]
+        shards = _check_all(recipe, source, chunks, parts)
         rejected += [r for shard in shards for r in shard.rejected]
         doubles = _doubles(shards)
         for shard in shards:
             if ids := {r.id for r in doubles if r.split == shard.split} & {
                 a[0] for a in shard.accepted
             }:
-                drop_rows(draft / shard.file, ids)
+                with (part := store.part(draft, shard.file, written=True)) as path:
+                    drop_rows(path, ids)
+                shard.objects.update(part.objects)
                 shard.accepted[:] = [a for a in shard.accepted if a[0] not in ids]
         rejected += doubles
         write_table(draft / "quarantine.csv", rejected)
-        dataset = _describe(store.folder("datasets", fingerprint), shards, len(table), rejected)
+        dataset = _describe(store.folder("datasets", fingerprint), shards, num_classes, rejected)
         complaint = _complaint(recipe, dataset, rejected)
         if complaint:
             table_path = store.folder("datasets", f"{fingerprint}.quarantine.csv")
             shutil.copy(draft / "quarantine.csv", table_path)
             raise DataError(f"{complaint}\nAll of them are listed in {table_path}")
-        manifest |= dataset.model_dump(mode="json")
+        objects = {name: entry for shard in shards for name, entry in shard.objects.items()}
+        manifest |= dataset.model_dump(mode="json") | ({"objects": objects} if objects else {})
     log.info(
         "ingested %d images (%s), %d quarantined",
         dataset.num_seen - dataset.num_quarantined,
@@ -119,19 +136,19 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
 
 
 def _check_all(
-    recipe: Recipe, source: Source, samples: Sequence[Sample], table: ClassTable, draft: Path
+    recipe: Recipe, source: Source, chunks: Sequence[list[Sample]], parts: Sequence[Part]
 ) -> list[Checked]:
     """Fan out over Ray, a task a shard; shards come back in the order of the samples."""
-    task = ray.remote(check_shard).options(num_cpus=1, max_retries=3)
-    chunks = list(_chunks(samples, recipe.data.shard_rows))
-    source_ref, void = ray.put(source), recipe.data.void_ids
+    task = ray.remote(_check_part).options(num_cpus=1, max_retries=3)
+    source_ref = ray.put(source)
+    table, void = recipe.data.class_table(), recipe.data.void_ids
     refs = [
-        task.remote(source_ref, chunk, table, void, draft / f"{chunk[0].split}-{i:05d}.arrow")
-        for i, chunk in enumerate(chunks)
+        task.remote(source_ref, chunk, table, void, part)
+        for chunk, part in zip(chunks, parts, strict=True)
     ]
     sizes = {ref: len(chunk) for ref, chunk in zip(refs, chunks, strict=True)}
     with progress_bar() as progress:
-        bar = progress.add_task("ingest", total=len(samples), note="images")
+        bar = progress.add_task("ingest", total=sum(sizes.values()), note="images")
         waiting = list(refs)
         while waiting:
             done, waiting = ray.wait(waiting)
@@ -147,6 +164,19 @@ def _chunks(samples: Sequence[Sample], rows: int) -> Iterator[list[Sample]]:
     for group in by_split.values():
         for start in range(0, len(group), rows):
             yield group[start : start + rows]
+
+
+def _check_part(
+    source: Source,
+    samples: Sequence[Sample],
+    table: ClassTable,
+    void_ids: Sequence[int],
+    part: Part,
+) -> Checked:
+    """Check a chunk where the task is, and put its shard where it belongs."""
+    with part as path:
+        checked = check_shard(source, samples, table, void_ids, path)
+    return replace(checked, objects=part.objects)
 
 
 def check_shard(
@@ -257,6 +287,7 @@ def _describe(
         files=files,
         counts=counts,
         class_px=class_px,
+        rows={shard.file: len(shard.accepted) for shard in shards},
         num_seen=sum(counts.values()) + len(rejected),
         num_quarantined=len(rejected),
         digest=content.hexdigest()[:32],

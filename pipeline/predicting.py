@@ -11,6 +11,7 @@ from fcn.predict import predict
 from fcn.weights import class_table, load_net, read_about
 from pipeline import pictures
 from pipeline.errors import DataError, WeightsError
+from pipeline.mirror import open_store
 from pipeline.pretrained import run_net
 from pipeline.shards import decode_image
 from pipeline.specs import TrackingSpec
@@ -18,7 +19,7 @@ from pipeline.store import Store
 
 
 def predict_files(
-    model: str, images: Sequence[Path], output: Path, store_root: Path, tracking_uri: str | None
+    model: str, images: Sequence[Path], output: Path, store: Path | str, tracking_uri: str | None
 ) -> Iterator[Path]:
     """Write a label map and an overlay for each image; yields the label maps' paths.
 
@@ -31,7 +32,7 @@ def predict_files(
         raise DataError(
             f"several images are named {', '.join(doubles)}; label them into two folders"
         )
-    folder = _net_folder(model, Store(store_root), tracking_uri)
+    folder = _net_folder(model, open_store(store), tracking_uri)
     try:
         net, table = load_net(folder), class_table(read_about(folder))
     except (ValueError, KeyError) as error:

@@ -43,12 +43,18 @@ def _question(flow: Flow) -> Question:
     recipe = flow.recipe
     url = recipe.tracking.uri if is_server(recipe.tracking.uri) else None
     return Question(
-        store=flow.store.root,
+        store=_place(flow),
         token=uuid.uuid4().hex[:12],
         inputs=tuple(_inputs(flow)),
         url=url and f"{url.rstrip('/')}/health",
         gpus=recipe.cluster.use_gpu,
     )
+
+
+def _place(flow: Flow) -> Path | str:
+    """The store: a folder that is the same for all nodes, or a URI."""
+    where = flow.recipe.store
+    return where if isinstance(where, str) else flow.store.root
 
 
 def _inputs(flow: Flow) -> Iterator[Path]:
@@ -69,7 +75,7 @@ def _needs(flow: Flow) -> Needs:
     surgery = recipe.transplant
     return Needs(
         spec=recipe.cluster,
-        store=flow.store.root,
+        store=_place(flow),
         store_bytes=largest * (KEPT + 1),
         tmp_bytes=largest,
         mlflow=recipe.tracking.uri,

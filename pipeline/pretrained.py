@@ -57,8 +57,8 @@ def run_net(store: Store, name: str) -> Path:
     """
     net = (store.record(name) or {}).get("net")
     if net is None:
-        raise WeightsError(f"run:{name}: no finished run of that name in {store.root / 'runs'}")
-    return store.root / net
+        raise WeightsError(f"run:{name}: no finished run of that name in {store}")
+    return store.local(*Path(net).parts)
 
 
 def package_file() -> Path:

@@ -1,4 +1,7 @@
-"""What one node tells of itself. Standard library only: it must run where little else does."""
+"""What one node tells of itself. Standard library only: it must run where little else does.
+
+But a store in an object store is tried as a run would use it.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.remote import Remote
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "albumentations", "fcn-pipeline")
 SOURCE = "fcn-pipeline's files"
 """The version of the package does not change with every edit; this hash does."""
 HTTP_S, GPU_S, SEEN_S = 5.0, 45.0, 3.0
 """The longest that a server, PyTorch's look for GPUs and a network folder's caches are waited for."""
+FOLDER = ".preflight-"
+DIFFERS = "what was written is not what is read"
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
 
@@ -31,7 +40,8 @@ COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 class Question:
     """What every node is asked."""
 
-    store: Path
+    store: Path | str
+    """Its folder, or its URI."""
     token: str
     """Of this preflight: names the folder of its files in the store."""
     inputs: tuple[Path, ...] = ()
@@ -39,11 +49,6 @@ class Question:
     url: str | None = None
     """Answered with 200 by MLflow if it is well."""
     gpus: bool = False
-
-    @property
-    def folder(self) -> Path:
-        """Where each node leaves a file for the others to see."""
-        return self.store / f".preflight-{self.token}"
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Facts:
     made: tuple[Path, ...]
     """Folders that the node had to make for that."""
     store_free_bytes: int
+    """On the disk of the store, or of this node's mirror of it."""
     tmp_free_bytes: int
     missing: tuple[Path, ...]
     unreachable: str | None
@@ -65,22 +71,94 @@ class Facts:
     """That PyTorch can use; None if not asked or if it could not tell."""
 
 
+class SharedFolder:
+    """A store in a folder, where each node leaves a file for the others to see."""
+
+    def __init__(self, store: Path, token: str) -> None:
+        self.disk, self._folder = store, store / f"{FOLDER}{token}"
+
+    def leave(self, name: str, text: str) -> tuple[tuple[Path, ...], str | None]:
+        """Write and read back a file; the folders made for it, and why it could not be."""
+        made = tuple(path for path in (self.disk, *self.disk.parents) if not path.exists())
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / name).write_text(text)
+        except OSError as error:
+            remove_empty([self._folder, *made])
+            return (), f"{error.strerror}: {error.filename}"
+        return made, None if self.read(name) == text else DIFFERS
+
+    def read(self, name: str) -> str | None:
+        """What a node has left."""
+        with suppress(OSError):
+            return (self._folder / name).read_text()
+        return None
+
+    def take_back(self, name: str) -> None:
+        """Remove the file that was left."""
+        (self._folder / name).unlink(missing_ok=True)
+
+    def tidy(self, made: Iterable[Path]) -> None:
+        """Remove the folders that were made for the files, when all files are gone."""
+        remove_empty([self._folder, *made])
+
+
+class Bucket:
+    """A store in an object store, likewise; there are no folders to be made."""
+
+    def __init__(self, uri: str, token: str) -> None:
+        from pipeline.mirror import mirror_of  # noqa: PLC0415 - a folder needs no pyarrow
+
+        self.disk, self._uri, self._folder = mirror_of(uri), uri, f"{FOLDER}{token}"
+
+    def leave(self, name: str, text: str) -> tuple[tuple[Path, ...], str | None]:
+        """Write and read back an object; why it could not be."""
+        from pipeline.errors import StoreError  # noqa: PLC0415
+
+        try:
+            self._remote().write(f"{self._folder}/{name}", text.encode())
+            same = self._remote().read(f"{self._folder}/{name}") == text.encode()
+        except StoreError as error:
+            return (), str(error)
+        return (), None if same else DIFFERS
+
+    def read(self, name: str) -> str | None:
+        """What a node has left."""
+        content = self._remote().read(f"{self._folder}/{name}")
+        return None if content is None else content.decode()
+
+    def take_back(self, name: str) -> None:
+        """Remove the object that was left."""
+        self._remote().remove(f"{self._folder}/{name}")
+
+    def tidy(self, made: Iterable[Path]) -> None:
+        """Remove what some object stores keep of a folder that is empty."""
+        self._remote().remove_folder(self._folder)
+
+    def _remote(self) -> Remote:
+        from pipeline.remote import Remote  # noqa: PLC0415
+
+        return Remote(self._uri)
+
+
 class Probe:
     """Lives on the node that it tells of."""
 
     def __init__(self, name: str, question: Question) -> None:
         self.name, self.question = name, question
+        store, token = question.store, question.token
+        self.place = Bucket(store, token) if isinstance(store, str) else SharedFolder(store, token)
 
     def look(self) -> Facts:
         """Everything that needs no other node."""
         asked = self.question
-        made, unwritable = leave_file(asked, self.name)
+        made, unwritable = self.place.leave(self.name, asked.token)
         return Facts(
             host=socket.gethostname(),
             versions=versions(),
             unwritable=unwritable,
             made=made,
-            store_free_bytes=free_bytes(asked.store),
+            store_free_bytes=free_bytes(self.place.disk),
             tmp_free_bytes=free_bytes(Path(tempfile.gettempdir())),
             missing=tuple(path for path in asked.inputs if not path.exists()),
             unreachable=why_unreachable(asked.url) if asked.url else None,
@@ -88,8 +166,8 @@ class Probe:
         )
 
     def unseen(self, names: Iterable[str]) -> list[str]:
-        """Nodes whose files are not there: the store is not the same folder for both."""
-        return [name for name in names if not sees(self.question, name)]
+        """Nodes whose files are not there: the store is not the same for both."""
+        return [name for name in names if not self._sees(name)]
 
     def now(self) -> float:
         """This node's clock, in seconds since 1970."""
@@ -97,38 +175,18 @@ class Probe:
 
     def take_back(self) -> None:
         """Remove the file that was left."""
-        (self.question.folder / self.name).unlink(missing_ok=True)
+        self.place.take_back(self.name)
 
     def tidy(self, made: Iterable[Path]) -> None:
-        """Remove the folders that were made for the files, when all files are gone."""
-        remove_empty([self.question.folder, *made])
+        """Remove what is left of the place when all files are gone."""
+        self.place.tidy(made)
 
-
-def leave_file(asked: Question, name: str) -> tuple[tuple[Path, ...], str | None]:
-    """Write and read back a file; the folders made for it, and why it could not be."""
-    parents = [asked.store, *asked.store.parents]
-    made = tuple(path for path in parents if not path.exists())
-    try:
-        asked.folder.mkdir(parents=True, exist_ok=True)
-        path = asked.folder / name
-        path.write_text(asked.token)
-        if path.read_text() != asked.token:
-            return made, "what was written is not what is read"
-    except OSError as error:
-        remove_empty([asked.folder, *made])
-        return (), f"{error.strerror}: {error.filename}"
-    return made, None
-
-
-def sees(asked: Question, name: str) -> bool:
-    """Whether a node's file is there; network folders may take a moment to show it."""
-    path, ends_at = asked.folder / name, time.monotonic() + SEEN_S
-    while True:
-        with suppress(OSError):
-            return path.read_text() == asked.token
-        if time.monotonic() > ends_at:
-            return False
-        time.sleep(0.2)
+    def _sees(self, name: str) -> bool:
+        """Whether a node's file is there; network folders may take a moment to show it."""
+        ends_at = time.monotonic() + SEEN_S
+        while (found := self.place.read(name)) is None and time.monotonic() < ends_at:
+            time.sleep(0.2)
+        return found == self.question.token
 
 
 def remove_empty(folders: Iterable[Path]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -31,6 +32,9 @@ from pipeline.specs import (
     TransplantSpec,
 )
 
+URI = r"^[a-z][a-z0-9+.-]*://"
+"""How the URI of a store begins."""
+
 
 class Recipe(Spec):
     """The full, typed description of a run."""
@@ -45,8 +49,8 @@ class Recipe(Spec):
     register_as: RegisterSpec = Field(default=RegisterSpec(), alias="register")
     cluster: ClusterSpec = ClusterSpec()
     tracking: TrackingSpec = TrackingSpec()
-    store: Path = Path("store")
-    """Folder of data sets, weights, runs and the embedded MLflow."""
+    store: Annotated[str, Field(pattern=URI)] | Path = Path("store")
+    """Of data sets, weights, nets and runs: a folder, or the URI of one in an object store."""
 
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
@@ -75,8 +79,7 @@ class Recipe(Spec):
                 f"evaluate.split={self.evaluate.split} is not among the data set's splits "
                 f"({', '.join(splits)})"
             )
-        if "://" in str(self.store) or ":/" in str(self.store):
-            raise ValueError(f"store={self.store} is not a local folder; only those work so far")
+        _require_place(self.store)
         return self
 
     @property
@@ -105,6 +108,16 @@ class Recipe(Spec):
     def flat(self) -> dict[str, str]:
         """Dotted keys and their values, as MLflow parameters."""
         return dict(_flatten(self.plain()))
+
+
+def _require_place(store: str | Path) -> None:
+    if isinstance(store, Path) and ":/" in str(store):
+        raise ValueError(f"store={store} is neither a folder nor a URI such as s3://bucket/prefix")
+    if isinstance(store, str) and "@" in urlsplit(store).netloc and store.startswith("s3"):
+        raise ValueError(
+            "store holds credentials, and recipes are shown in MLflow; give them by the environment "
+            "(AWS_ACCESS_KEY_ID) or by the machine's role"
+        )
 
 
 def recipe_names() -> list[str]:

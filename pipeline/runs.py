@@ -108,11 +108,11 @@ class Runs:
         self.do(lambda t: t.log_params(run.id, recipe.flat()))
         self.do(lambda t: t.log_text(run.id, recipe.to_yaml(), "recipe.yaml"))
 
-    def dataset(self, data: DatasetLike) -> None:
+    def dataset(self, data: DatasetLike, uri: str) -> None:
         """The data set as the run's input, its quarantine as an artifact."""
         self.check()
         name = f"{self.recipe.data.source}-{self.recipe.name}"
-        self.do(lambda t: t.log_dataset(self.run.id, name, data.folder, data.digest))
+        self.do(lambda t: t.log_dataset(self.run.id, name, uri, data.digest))
         self.do(lambda t: t.log_file(self.run.id, data.folder / "quarantine.csv", "data"))
 
     def receipt(self, surgery: HasFolder) -> None:

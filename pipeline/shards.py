@@ -8,6 +8,8 @@ from __future__ import annotations
 import bisect
 import io
 import json
+import logging
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,7 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fcn.labels import ClassTable
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StoreError
+from pipeline.store import Place, here
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -100,26 +105,46 @@ def encode_label(label: NDArray[np.uint8]) -> bytes:
 
 
 class Shards:
-    """A split, read by row number from memory-mapped files, which are opened when first needed."""
+    """A split, read by row number from memory-mapped files, which are opened when first needed.
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(files)
+    A file that lies in an object store is fetched when it is opened; with the numbers of their rows
+    given, no other has to be.
+    """
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files}  # a memory map does not travel; the other side opens its own
+    def __init__(self, files: Sequence[Place], rows: Sequence[int] | None = None) -> None:
+        self.files, self.rows = list(files), rows
+        self._tables: dict[int, pa.Table] = {}
 
-    @cached_property
-    def _tables(self) -> list[pa.Table]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self.files, self.rows)  # a memory map does not travel; each opens its own
+
+    def fetch_ahead(self) -> threading.Thread:
+        """Begin to have all files on this machine, so that whoever reads them need not wait."""
+        thread = threading.Thread(target=self._fetch_all, name="shards", daemon=True)
+        thread.start()
+        return thread
+
+    def _fetch_all(self) -> None:
         try:
-            return [pa.ipc.open_file(pa.memory_map(str(f))).read_all() for f in self.files]
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(
-                f"a shard cannot be read: {error}; remove its data set's folder"
-            ) from error
+            for place in self.files:
+                here(place)
+        except StoreError as error:  # raised again to whoever reads that shard
+            log.warning("shards are fetched when they are read, not before: %s", error)
+
+    def _table(self, shard: int) -> pa.Table:
+        if shard not in self._tables:
+            path = here(self.files[shard])
+            try:
+                self._tables[shard] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            except (OSError, pa.ArrowInvalid) as error:
+                raise DataError(
+                    f"a shard cannot be read: {error}; remove its data set's folder"
+                ) from error
+        return self._tables[shard]
 
     @cached_property
     def _ends(self) -> list[int]:
-        return list(accumulate(len(table) for table in self._tables))
+        return list(accumulate(self.rows or (len(self._table(i)) for i in range(len(self.files)))))
 
     def __len__(self) -> int:
         """Samples in the split."""
@@ -128,7 +153,7 @@ class Shards:
     def _cell(self, index: int, column: str) -> Any:  # noqa: ANN401 - by the column's type
         shard = bisect.bisect_right(self._ends, index)
         start = self._ends[shard - 1] if shard else 0
-        return self._tables[shard][column][index - start].as_py()
+        return self._table(shard)[column][index - start].as_py()
 
     def id(self, index: int) -> str:
         """Name of a sample."""

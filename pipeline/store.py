@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 from pipeline.errors import PipelineError, StoreError
 from pipeline.locks import Lock, wait_for
@@ -28,12 +29,75 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
+class Held(Protocol):
+    """A result or a file of one, on whatever machine it is used."""
+
+    def here(self) -> Path:
+        """Its path on this machine; it is fetched first if need be."""
+
+
+Place = Path | Held
+
+
+def here(place: Place) -> Path:
+    """The path on this machine of what lies in a store, shared or not."""
+    return place if isinstance(place, Path) else place.here()
+
+
+class Part:
+    """A file of a draft that a task writes, in a `with` block; all machines share the draft's disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.objects: dict[str, Any] = {}
+        """What the manifest must say of it, once it is written."""
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """It is where it belongs."""
+
+
+class Mark:
+    """A file that says that something was done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def there(self) -> bool:
+        """Whether it was."""
+        return self.path.is_file()
+
+    def leave(self) -> None:
+        """It is."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+
+    def remove(self) -> None:
+        """It is to be done again."""
+        self.path.unlink(missing_ok=True)
+
+
 class Store:
     """`datasets/`, `weights/`, `nets/`, `scores/`, `models/` by fingerprint; `runs/` by name."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+    def __init__(self, root: Path | str) -> None:
+        if ":/" in str(root):
+            raise StoreError(
+                f"{root} is not a folder; gc, drills and searches do not work on object stores yet, "
+                "give them a store in a folder"
+            )
+        self.root = Path(root).absolute()
         self._origins: dict[str, dict[str, Any]] = {}
+
+    def __str__(self) -> str:
+        return str(self.root)
 
     def folder(self, kind: str, key: str) -> Path:
         """Where a result lies, or will."""
@@ -43,9 +107,37 @@ class Store:
         """Where a phase's checkpoints lie, trained under the name of a run."""
         return self.folder("runs", run) / key
 
+    def begun(self, run: str, key: str) -> bool:
+        """Whether a phase has checkpoints, or will soon."""
+        return self.checkpoints(run, key).is_dir()
+
     def published(self, kind: str, key: str) -> dict[str, Any] | None:
         """The manifest of a result, None if there is none."""
-        return self._read(self.folder(kind, key) / MANIFEST)
+        return self._read(f"{kind}/{key}/{MANIFEST}")
+
+    def local(self, kind: str, key: str, *names: str) -> Path:
+        """The folder of a result on this machine, with all its files or with these."""
+        return self.folder(kind, key)
+
+    def holds(self, kind: str, key: str, name: str) -> bool:
+        """Whether a result that is there has a file of this name."""
+        return (self.folder(kind, key) / name).is_file()
+
+    def uri(self, path: Path) -> str:
+        """What users find a result by."""
+        return path.as_uri()
+
+    def mark(self, run: str, key: str) -> Mark:
+        """Left once MLflow has been told all of a phase or an evaluation."""
+        return Mark(self.folder("runs", run) / f"{key}.tracked")
+
+    def anywhere(self, path: Path) -> Place:
+        """What a task on another machine finds a result or a file of one by."""
+        return path
+
+    def part(self, draft: Path, name: str, *, written: bool = False) -> Part:
+        """A file of a draft for a task to write, or to change what another one wrote."""
+        return Part(draft / name)
 
     def expect(self, key: str, stage: str, inputs: Sequence[str]) -> None:
         """What the manifest of a key will say of where it came from: the keys that it was made of."""
@@ -61,20 +153,23 @@ class Store:
         Raises:
             StoreError: the disk is full; nothing is published, nothing is left.
         """
-        target = self.folder(kind, key)
         draft = self.folder(kind, f"{DRAFT}{key}-{uuid.uuid4().hex[:8]}")
         try:
             with self._room(draft, f"{kind}/{key}"):
                 draft.mkdir(parents=True)
                 yield draft
-                whole = manifest | self._origins.get(key, {})
-                (draft / MANIFEST).write_text(json.dumps(whole, indent=1))
-                if not (target / MANIFEST).is_file():
-                    if target.exists():  # without a manifest it is no result, but in the way of one
-                        shutil.rmtree(target)
-                    draft.rename(target)
+                self._complete(kind, key, draft, manifest | self._origins.get(key, {}))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def _complete(self, kind: str, key: str, draft: Path, manifest: dict[str, Any]) -> None:
+        """Make a draft the result, unless there is one."""
+        target = self.folder(kind, key)
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        if not (target / MANIFEST).is_file():
+            if target.exists():  # without a manifest it is no result, but in the way of one
+                shutil.rmtree(target)
+            draft.rename(target)
 
     def remove(self, path: Path) -> None:
         """Remove a folder; a result is none from the first moment on, however this ends.
@@ -163,7 +258,7 @@ class Store:
 
     def record(self, name: str) -> dict[str, Any] | None:
         """What is remembered of a run: `steps`, the keys of its flow by name, and `net`."""
-        return self._read(self.folder("runs", name) / RECORD)
+        return self._read(f"runs/{name}/{RECORD}")
 
     def begin_run(self, name: str, steps: Mapping[str, str]) -> None:
         """A flow of this name begins: its keys are referred to from now on, the last net still is."""
@@ -174,28 +269,41 @@ class Store:
         self._remember(name, net=str(net.relative_to(self.root)))
 
     def _remember(self, name: str, **facts: object) -> None:
-        path = self.folder("runs", name) / RECORD
-        draft = path.with_suffix(".tmp")
         lock = self.lock(f"run-{name}")
         wait_for(lock, f"run:{name} is being written down by %s; waiting for its end")
         try:
-            with self._room(draft, f"runs/{name}/{RECORD}"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                draft.write_text(json.dumps((self.record(name) or {}) | facts, indent=1))
-                draft.replace(path)
+            self._write(f"runs/{name}/{RECORD}", (self.record(name) or {}) | facts)
         finally:
             lock.free()
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """A small file of facts, None if there is none.
+
+        Raises:
+            StoreError: it is not what was written.
+        """
         try:
-            return dict(json.loads(path.read_text()))
-        except FileNotFoundError:
-            return None
+            text = self._text(name)
+            return None if text is None else dict(json.loads(text))
         except ValueError as error:
             raise StoreError(
-                f"{path} is not what was written: {error}; remove it, and the same command "
+                f"{self}/{name} is not what was written: {error}; remove it, and the same command "
                 "makes it again"
             ) from error
+
+    def _text(self, name: str) -> str | None:
+        try:
+            return (self.root / name).read_text()
+        except FileNotFoundError:
+            return None
+
+    def _write(self, name: str, facts: dict[str, Any]) -> None:
+        path = self.root / name
+        draft = path.with_suffix(".tmp")
+        with self._room(draft, name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(facts, indent=1))
+            draft.replace(path)
 
     @contextmanager
     def _room(self, draft: Path, what: str) -> Iterator[None]:

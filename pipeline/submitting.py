@@ -95,7 +95,7 @@ def require_seen_from_afar(recipe: Recipe) -> None:
         f"  {key}={path}: a relative path would lie in the job's own folder, which is thrown away; "
         f"write one that all nodes share, for example --set {key}=/shared/{path}"
         for key, path in paths.items()
-        if path is not None and not path.is_absolute() and ":/" not in str(path)
+        if isinstance(path, Path) and not path.is_absolute()
     ]
     uri = recipe.tracking.uri or ""
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):

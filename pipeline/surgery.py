@@ -16,6 +16,7 @@ from pipeline.pretrained import RECEIPT
 from pipeline.recipe import Recipe
 from pipeline.sampler import seed_of
 from pipeline.specs import Stride
+from pipeline.store import Place, here
 
 
 def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:
@@ -33,7 +34,7 @@ def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:
     )
 
 
-def start_net(recipe: Recipe, stride: Stride, start: Path | None) -> FCN:
+def start_net(recipe: Recipe, stride: Stride, start: Place | None) -> FCN:
     """A phase's net before its first step: from the transplant or the phase before, or scratch.
 
     New skips score zero, so that a finer net begins with the coarser one's prediction.
@@ -45,10 +46,11 @@ def start_net(recipe: Recipe, stride: Stride, start: Path | None) -> FCN:
     net = FCN(blueprint(recipe, stride))
     if start is not None:
         own = net.state_dict()
-        state = read_weights(start / NET)
+        folder = here(start)
+        state = read_weights(folder / NET)
         fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
         if lacking := [k for k in own if k.startswith("backbone.") and k not in fitting]:
-            raise WeightsError(f"{start / NET} lacks {lacking[0]} and {len(lacking) - 1} more")
+            raise WeightsError(f"{folder / NET} lacks {lacking[0]} and {len(lacking) - 1} more")
         net.load_state_dict(fitting, strict=False)
     return net
 

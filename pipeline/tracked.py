@@ -11,6 +11,7 @@ from pipeline import pictures
 from pipeline.recipe import Recipe
 from pipeline.runs import HasFolder, Runs, status_after
 from pipeline.specs import Split
+from pipeline.store import Mark
 from pipeline.tracking import Row, Tracker
 
 
@@ -34,7 +35,7 @@ class Tracked(Runs):
     """The flow's parent run, open while the flow runs."""
 
     def __init__(
-        self, recipe: Recipe, store: Path, fingerprint: str, mark: Callable[[str], Path]
+        self, recipe: Recipe, store: Path, fingerprint: str, mark: Callable[[str], Mark]
     ) -> None:
         super().__init__(recipe, store, recipe.name, fingerprint)
         self._mark_of = mark
@@ -48,7 +49,7 @@ class Tracked(Runs):
     @contextmanager
     def phase(self, name: str, fingerprint: str) -> Iterator[Callable[[list[Row]], None]]:
         """The child run of a phase; gives what takes its metrics by step."""
-        self._mark_of(fingerprint).unlink(missing_ok=True)
+        self._mark_of(fingerprint).remove()
         run = self.child(name, fingerprint)
         try:
             yield lambda rows: self.rows(run, rows)
@@ -82,14 +83,8 @@ class Tracked(Runs):
         self.do(lambda t: t.set_note(self.run.id, text))
 
     def _mark(self, fingerprint: str) -> None:
-        """Leave a file that says that MLflow has been told all that was to be told before."""
-
-        def touch() -> None:
-            path = self._mark_of(fingerprint)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-
-        self._recorder.do(touch)
+        """MLflow has been told all that was to be told before."""
+        self._recorder.do(self._mark_of(fingerprint).leave)
 
     def _curves(self, tracker: Tracker, phases: Mapping[str, str]) -> None:
         """Of all phases, from what MLflow has: also of those that other flows trained."""

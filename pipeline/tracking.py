@@ -14,8 +14,9 @@ import ssl
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 # The recorder tries again for as long as it takes, so a single call need not: one more attempt is for
 # a connection that the server had closed.
@@ -25,8 +26,7 @@ os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-# What goes wrong is raised, and told once; the rest is not for our users: how a database is made, 40
-# lines of SQL for one that is locked.
+# What goes wrong is raised, and told once.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
 
 import mlflow
@@ -34,6 +34,7 @@ import mlflow.pyfunc
 import requests
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -210,14 +211,14 @@ class Tracker:
         """A text as an artifact."""
         self.client.log_text(run_id, text, at)
 
-    def log_dataset(self, run_id: str, name: str, folder: Path, digest: str) -> None:
+    def log_dataset(self, run_id: str, name: str, uri: str, digest: str) -> None:
         """The data set as an input of the run, with the digest of its content."""
-        source = resolve_dataset_source(folder.as_uri())
+        source: Any = CodeDatasetSource({"uri": uri})  # for object stores that MLflow does not know
+        with suppress(MlflowException):
+            source = resolve_dataset_source(uri)
         dataset = MetaDataset(source=source, name=name, digest=digest)  # type: ignore[abstract]
-        entry = DatasetInput(
-            dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")]
-        )
-        self.client.log_inputs(run_id, datasets=[entry])
+        tags = [InputTag("mlflow.data.context", "training")]
+        self.client.log_inputs(run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), tags)])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Words about a run, by name."""
@@ -229,8 +230,7 @@ class Tracker:
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """A metric by step."""
-        points = self.client.get_metric_history(run_id, key)
-        return sorted((m.step, m.value) for m in points)
+        return sorted((m.step, m.value) for m in self.client.get_metric_history(run_id, key))
 
     def histories(self, run_id: str) -> dict[str, list[tuple[int, float]]]:
         """All metrics of a run by step."""

@@ -15,6 +15,7 @@ from pipeline.ingest import check_shard
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.shards import Shards
 from pipeline.sources import open_source
+from tests.s3 import BUCKET, S3
 
 settings.register_profile(
     "untimed", deadline=None
@@ -105,3 +106,20 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    """One S3 server for all tests that need one."""
+    server = S3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch, tmp_path) -> str:
+    """The URI of an empty store; its mirror on this machine is in `tmp_path / "cache"`."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FCN_CACHE", str(tmp_path / "cache"))
+    return f"s3://{BUCKET}/{tmp_path.name}"

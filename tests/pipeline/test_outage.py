@@ -12,6 +12,7 @@ import pytest
 from pipeline import recorder
 from pipeline.errors import TrackingError
 from pipeline.specs import TrackingSpec
+from pipeline.store import Mark
 from pipeline.tracked import Tracked
 from pipeline.tracking import Tracker
 from tests.conftest import tiny
@@ -27,7 +28,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 def tracked(server: Server, folder: Path, name: str, max_wait_s: float) -> Tracked:
     recipe = tiny(f"tracking.uri={server.uri}", f"tracking.max_wait_s={max_wait_s}")
-    return Tracked(recipe, folder, name, lambda key: folder / key / "tracked")
+    return Tracked(recipe, folder, name, lambda key: Mark(folder / key / "tracked"))
 
 
 def row(step: int) -> list[tuple[int, dict[str, float]]]:

@@ -17,6 +17,7 @@ from pipeline.cli import main
 from pipeline.findings import Needs, Node, Skew, judge
 from pipeline.preflight import measure_skew
 from pipeline.probe import Facts, Probe, Question
+from pipeline.remote import Remote
 from pipeline.specs import ClusterSpec
 from tests.conftest import TINY
 
@@ -205,6 +206,35 @@ def test_a_folder_of_ones_own_is_told_from_a_shared_one(tmp_path, monkeypatch) -
     mine.look(), theirs.look()
     assert mine.unseen(["a", "b"]) == ["b"]
     assert theirs.unseen(["a", "b"]) == ["a"]
+
+
+def test_two_nodes_with_one_bucket_see_each_other_and_leave_nothing(s3, monkeypatch) -> None:
+    probes = {name: Probe(name, Question(s3, "token")) for name in ("a", "b")}
+    assert [probe_.look().unwritable for probe_ in probes.values()] == [None, None]
+    assert probes["a"].unseen(["a", "b"]) == probes["b"].unseen(["a", "b"]) == []
+    monkeypatch.setattr(probe, "SEEN_S", 0.1)
+    assert probes["a"].unseen(["c"]) == ["c"]
+    for probe_ in probes.values():
+        probe_.take_back()
+    for probe_ in probes.values():
+        probe_.tidy(())
+    assert Remote(s3).names("") == []
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    assert "see that the bucket is there" in Probe("a", Question(s3, "token")).look().unwritable
+
+
+def test_an_object_store_has_remedies_of_its_own() -> None:
+    bucket = replace(NEEDS, store="s3://bucket/x", mlflow=None)
+    nodes = (told(DRIVER, unwritable="denied", store_free_bytes=0), replace(OTHER, unseen=("a",)))
+    said = " ".join(f"{f.result} {f.meaning}" for f in judge(bucket, nodes))
+    for words in (
+        "credentials",
+        "AWS_ENDPOINT_URL",
+        "free in the mirror of the store",
+        "FCN_CACHE",
+    ):
+        assert words in said
+    assert found(bucket, DRIVER)["mlflow"][0].startswith("warning: a database in the mirror")
 
 
 def test_a_store_that_cannot_be_written_says_why_and_leaves_what_was_there(tmp_path) -> None:

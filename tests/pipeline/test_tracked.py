@@ -9,6 +9,7 @@ from pipeline.checkpoints import History
 from pipeline.flow import Flow
 from pipeline.runs import status_after
 from pipeline.specs import TrackingSpec
+from pipeline.store import Mark
 from pipeline.tracked import Tracked
 from pipeline.tracking import Tracker
 from tests.conftest import tiny
@@ -25,7 +26,7 @@ def store(tmp_path_factory) -> Path:
 
 
 def told(store: Path, name: str) -> Tracked:
-    return Tracked(tiny(), store, name, lambda key: store / "marks" / key)
+    return Tracked(tiny(), store, name, lambda key: Mark(store / "marks" / key))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_the_next_command_tells_what_a_phase_had_to_tell_and_the_one_after_nothi
 
 def test_a_net_of_an_earlier_version_has_nothing_to_tell(store, finished) -> None:
     phase = finished.steps["finetune-8s"]
-    finished.mark(phase.key).unlink(missing_ok=True)
+    finished.mark(phase.key).remove()
     (finished.store.folder(phase.kind, phase.key) / "history.arrow").unlink()
     assert finished.run("finetune").tracking is None
 

@@ -179,7 +179,7 @@ def test_parameters_are_the_recipes_dotted_keys(tracker) -> None:
 
 def test_the_data_set_is_an_input_with_its_own_digest(tracker, tmp_path) -> None:
     run = tracker.open_run("flow", "data")
-    tracker.log_dataset(run, "shapes-demo", tmp_path, "0123456789abcdef" * 2)
+    tracker.log_dataset(run, "shapes-demo", tmp_path.as_uri(), "0123456789abcdef" * 2)
     dataset = tracker.client.get_run(run).inputs.dataset_inputs[0].dataset
     assert (dataset.name, dataset.digest) == ("shapes-demo", "0123456789abcdef" * 2)
 
