@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from fcn.labels import VOID
 from pipeline.augment import Augment
 from pipeline.sampler import MicroPlan, Plan, seed_of
-from pipeline.shards import Shards
+from pipeline.shards import Shards, fetch_ahead
 from pipeline.specs import AugmentSpec
 
 
@@ -95,6 +95,18 @@ def train_feed(
     keys = plan.shares(first_step, rank, world_size)
     for _, micro_batches in groupby(_loader(dataset, keys, num_loaders), key=lambda m: m.step):
         yield list(micro_batches)
+
+
+def fetched_ahead(
+    steps: Iterator[list[MicroBatch]], plan: Plan, first_step: int, train: Shards, val: Shards
+) -> Iterator[list[MicroBatch]]:
+    """The same, while a thread fetches the shards that the next steps and the validation need."""
+    fetching: list[int] = []
+    for step in range(first_step, plan.num_steps):
+        if (needed := plan.needed(step)) != fetching:
+            fetching = needed
+            fetch_ahead([*train.places(needed), *val.places()])
+        yield next(steps)
 
 
 def eval_feed(shards: Shards, rows: range, batch: int, num_loaders: int) -> Iterable[MicroBatch]:

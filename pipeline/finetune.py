@@ -41,6 +41,7 @@ from pipeline.cluster import run_config, scaling, set_threads
 from pipeline.errors import ClusterError, PipelineError, StoppedError, StoreError, TrainingError
 from pipeline.gauges import Gauges
 from pipeline.loop import Phase, Team, Wish
+from pipeline.mirror import require_room
 from pipeline.recipe import Recipe
 from pipeline.sampler import steps_per_epoch
 from pipeline.shards import Shards
@@ -162,8 +163,6 @@ def train_worker(config: dict[str, Any]) -> int | str:
     node = ray.get_runtime_context().get_node_id()
     telemetry.here.remote(Worker(team.rank, node, os.getpid()), team.size)
     keeper = RayKeeper(team.rank, config["trail"], config["until"], telemetry)
-    for shards in (config["train"], config["val"]):
-        shards.fetch_ahead()
     phase = Phase(
         net=start_net(recipe, config["phase"]["stride"], config["start"]),
         spec=recipe.finetune,
@@ -216,6 +215,8 @@ def train_until(
     Raises:
         TrainingError, ClusterError, StoreError: as `run` does.
     """
+    window = recipe.finetune.window_shards
+    require_room(job.train, job.val, window, recipe.cluster.cache_gb)
     trail = Trail(place) if isinstance(place, Path) else place
     for complaint in trail.tidy():
         log.warning("%s", complaint)
@@ -225,8 +226,8 @@ def train_until(
             "recipe": recipe.plain(),
             "phase": job.phase.model_dump(),
             "start": job.start,
-            "train": Shards(job.train, job.rows.get("train")),
-            "val": Shards(job.val, job.rows.get("val")),
+            "train": Shards(job.train, job.rows.get("train"), 2 * window if window else None),
+            "val": Shards(job.val, job.rows.get("val"), 2 if window else None),
             "telemetry": watcher.telemetry,
             "trail": trail,
             "until": until,

@@ -141,7 +141,7 @@ class Flow:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.store = open_store(recipe.store)
+        self.store = open_store(recipe.store, recipe.cluster.cache_gb)
         self.steps = {step.name: step for step in plan(recipe, self.store)}
         for step in self.steps.values():
             self.store.expect(step.key, step.stage, [self.steps[n].key for n in step.needs])
@@ -343,7 +343,13 @@ class Flow:
         data: Dataset = self._result("ingest")
         net: TrainedNet = self._result(step.needs[-1])
         split = self.recipe.evaluate.split
-        shards = Shards(self._places(data, split), data.rows_by_split().get(split))
+        shards = Shards(
+            self._places(data, split),
+            data.rows_by_split().get(split),
+            max_open=2
+            if self.recipe.cluster.cache_gb
+            else None,  # they are read one after the other
+        )
         scores = self._once(
             step,
             evaluate.Evaluation,

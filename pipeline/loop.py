@@ -28,7 +28,7 @@ from fcn.normalise import MicroStatistics, set_batch_norm
 from fcn.optim import freeze_trunk, lr_factor, parameter_groups
 from pipeline.checkpoints import Best, Cursor, Metrics, Row
 from pipeline.errors import TrainingError
-from pipeline.feed import MicroBatch, TrainSet, eval_feed, train_feed
+from pipeline.feed import MicroBatch, TrainSet, eval_feed, fetched_ahead, train_feed
 from pipeline.sampler import Plan, share
 from pipeline.shards import Shards
 from pipeline.specs import FinetuneSpec, OptimizerSpec, PhaseSpec
@@ -267,6 +267,8 @@ class Phase:
             micro_batch=self.spec.micro_batch,
             epochs=self.phase.epochs,
             seed=self.seed,
+            rows=self.train.rows,
+            window=self.spec.window_shards,
         )
         began = time.perf_counter()
         for micro_batches in self._feed(plan, cursor.step):
@@ -297,9 +299,10 @@ class Phase:
 
     def _feed(self, plan: Plan, first_step: int) -> Iterator[list[MicroBatch]]:
         dataset = TrainSet(self.train, self.spec.augment, self.seed)
-        return train_feed(
+        feed = train_feed(
             dataset, plan, first_step, self.team.rank, self.team.size, self.num_loaders
         )
+        return fetched_ahead(feed, plan, first_step, self.train, self.val)
 
     def _set_lr(self, optimizer: Optimizer, step: int, num_steps: int) -> float:
         schedule = self.spec.schedule

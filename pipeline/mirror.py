@@ -15,7 +15,10 @@ import re
 import shutil
 import tempfile
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,14 +34,15 @@ log = logging.getLogger(__name__)
 
 CACHE = "FCN_CACHE"
 """Names the folder of all mirrors of a machine, instead of ~/.cache/fcn-pipeline."""
+SHARD = ".arrow"
 OBJECTS = "objects"
 """In a manifest: by the name of each file, its object, sha256 and size."""
 
 
-def open_store(where: Path | str) -> Store:
-    """A store by its folder or by its URI."""
+def open_store(where: Path | str, cache_gb: float | None = None) -> Store:
+    """A store by its folder or by its URI; `cache_gb` bounds the shards in each machine's mirror."""
     text = str(where)
-    return MirroredStore(text) if re.match(URI, text) else Store(text)
+    return MirroredStore(text, cache_gb) if re.match(URI, text) else Store(text)
 
 
 def mirror_of(uri: str) -> Path:
@@ -73,6 +77,34 @@ class Mirrored:
     def here(self) -> Path:
         """Its path on this machine."""
         return self.store.fetch(self.path)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of a file, wherever it is."""
+        return self.store.size_bytes(self.path)
+
+
+def require_room(
+    train: Sequence[Place], val: Sequence[Place], window: int | None, cache_gb: float | None
+) -> None:
+    """A training needs the shards of two windows, or all, and those of the validation.
+
+    Raises:
+        StoreError: the mirror of a node may not hold so much.
+    """
+    sizes = sorted((p.size_bytes for p in train if isinstance(p, Mirrored)), reverse=True)
+    if cache_gb is None or not sizes:
+        return
+    others = sum(p.size_bytes for p in val if isinstance(p, Mirrored))
+    num = 2 * window if window else len(sizes)
+    if (need := sum(sizes[:num]) + others) > (have := cache_gb * 1e9):
+        fit = sum(total + others <= have for total in accumulate(sizes)) // 2
+        remedy = f"finetune.window_shards={fit}" if fit else "smaller data.shard_rows"
+        raise StoreError(
+            f"cluster.cache_gb={cache_gb:g} is too small: {min(num, len(sizes))} of the {len(sizes)} "
+            f"shards for training at a time and {len(val)} for validation take {need / 1e9:.3g} GB of a "
+            f"node's disk; set {remedy} or a larger cluster.cache_gb"
+        )
 
 
 class RemoteMark(Mark):
@@ -127,8 +159,8 @@ class UploadedPart(Part):
 class MirroredStore(Store):
     """Results in an object store; `root` is this machine's mirror of it."""
 
-    def __init__(self, uri: str) -> None:
-        self.remote = Remote(uri)
+    def __init__(self, uri: str, cache_gb: float | None = None) -> None:
+        self.remote, self.cache_gb = Remote(uri), cache_gb
         super().__init__(mirror_of(uri))
         self._known: dict[str, dict[str, Object]] = {}
 
@@ -136,7 +168,7 @@ class MirroredStore(Store):
         return self.remote.uri
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MirroredStore, (self.remote.uri,), {"_origins": self._origins}
+        return MirroredStore, (self.remote.uri, self.cache_gb), {"_origins": self._origins}
 
     def begun(self, run: str, key: str) -> bool:
         """Whether a phase has checkpoints."""
@@ -242,6 +274,23 @@ class MirroredStore(Store):
         with self._guard(f"{kind}/{key}/{name}"):
             if not _is_whole(target, known):
                 self._download(known, target)
+        if self.cache_gb and target.suffix == SHARD:
+            with self._guard("room"):
+                self._make_room(self.cache_gb * 1e9, target)
+
+    def _make_room(self, bound_bytes: float, newest: Path) -> None:
+        """Remove the shards that were asked for the longest ago, until the others fit."""
+        sizes = {path: path.stat() for path in self.root.glob(f"datasets/*/*{SHARD}")}
+        excess = sum(stat.st_size for stat in sizes.values()) - bound_bytes
+        for path in sorted(sizes, key=lambda path: sizes[path].st_mtime_ns):
+            if excess > 0 and path != newest:
+                path.unlink()
+                excess -= sizes[path].st_size
+
+    def size_bytes(self, path: str) -> int:
+        """Of a file of a result (`kind/key/name`)."""
+        kind, key, name = path.split("/", 2)
+        return self._objects(kind, key)[name].size_bytes
 
     def _download(self, known: Object, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -276,5 +325,9 @@ class MirroredStore(Store):
 
 
 def _is_whole(path: Path, known: Object) -> bool:
-    """By its size: it was proved when it came, and was not in place before."""
-    return path.is_file() and path.stat().st_size == known.size_bytes
+    """By its size: it was proved when it came, and was not in place before; from now on it is in use."""
+    with suppress(FileNotFoundError):
+        if path.stat().st_size == known.size_bytes:
+            os.utime(path)
+            return True
+    return False

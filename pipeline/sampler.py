@@ -7,7 +7,7 @@ restore, and a restore takes the same time at any position.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,30 @@ def seed_of(*names: int | str) -> int:
 def epoch_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The permutation of an epoch."""
     return np.random.default_rng(seed_of("order", seed, epoch)).permutation(num_samples)
+
+
+def windows_of(num_shards: int, window: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """Shards in the order of an epoch, cut into windows; the last may be short."""
+    shards = np.random.default_rng(seed_of("shards", seed, epoch)).permutation(num_shards)
+    return [shards[start : start + window] for start in range(0, num_shards, window)]
+
+
+def windowed_order(rows: Sequence[int], window: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The permutation of an epoch that needs no more than two windows of shards at a time.
+
+    Args:
+        rows: Samples of each shard.
+        window: Shards whose samples are shuffled together.
+        seed: Of the run.
+        epoch: From 0.
+    """
+    rng = np.random.default_rng(seed_of("order", seed, epoch))
+    starts = np.cumsum([0, *rows])
+    parts = [
+        rng.permutation(np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards]))
+        for shards in windows_of(len(rows), window, seed, epoch)
+    ]
+    return np.concatenate(parts)
 
 
 def steps_per_epoch(num_samples: int, global_batch: int) -> int:
@@ -58,6 +82,10 @@ class Plan:
     micro_batch: int
     epochs: int
     seed: int
+    rows: tuple[int, ...] = ()
+    """Samples of each shard; for windows."""
+    window: int | None = None
+    """Shards whose samples are shuffled together; all if not given."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -72,8 +100,25 @@ class Plan:
     def micro_batches(self, step: int) -> list[MicroPlan]:
         """All units of a step, whoever computes them."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.num_samples, self.seed, epoch)
-        return self._units(order, step, epoch, within)
+        return self._units(self.order(epoch), step, epoch, within)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The samples of an epoch."""
+        if self.window is None:
+            return epoch_order(self.num_samples, self.seed, epoch)
+        return windowed_order(self.rows, self.window, self.seed, epoch)
+
+    def needed(self, step: int) -> list[int]:
+        """The shards of the window in which a step begins and of the one after it, in their order."""
+        if self.window is None:
+            return list(range(len(self.rows)))
+        epoch, within = divmod(step, self.steps_per_epoch)
+        windows = windows_of(len(self.rows), self.window, self.seed, epoch)
+        ends = np.cumsum([sum(self.rows[s] for s in shards) for shards in windows])
+        at = int(np.searchsorted(ends, within * self.global_batch, side="right"))
+        if epoch + 1 < self.epochs:
+            windows += windows_of(len(self.rows), self.window, self.seed, epoch + 1)
+        return [int(shard) for shards in windows[at : at + 2] for shard in shards]
 
     def _units(
         self, order: NDArray[np.int64], step: int, epoch: int, within: int
@@ -88,7 +133,7 @@ class Plan:
         for step in range(first_step, self.num_steps):
             epoch, within = divmod(step, self.steps_per_epoch)
             if epoch != at:
-                order, at = epoch_order(self.num_samples, self.seed, epoch), epoch
+                order, at = self.order(epoch), epoch
             units = self._units(order, step, epoch, within)
             mine = [units[i] for i in share(len(units), rank, world_size)]
             yield from mine or [MicroPlan(step, epoch, 0, units[0].samples, void=True)]

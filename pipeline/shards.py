@@ -108,43 +108,44 @@ class Shards:
     """A split, read by row number from memory-mapped files, which are opened when first needed.
 
     A file that lies in an object store is fetched when it is opened; with the numbers of their rows
-    given, no other has to be.
+    given, no other has to be. Of those not used the longest the last `max_open` stay open: the disk
+    that a removed file takes is free once nobody has it open.
     """
 
-    def __init__(self, files: Sequence[Place], rows: Sequence[int] | None = None) -> None:
-        self.files, self.rows = list(files), rows
+    def __init__(
+        self,
+        files: Sequence[Place],
+        rows: Sequence[int] | None = None,
+        max_open: int | None = None,
+    ) -> None:
+        self.files, self._rows, self.max_open = list(files), rows, max_open
         self._tables: dict[int, pa.Table] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.files, self.rows)  # a memory map does not travel; each opens its own
+        # A memory map does not travel; each opens its own.
+        return Shards, (self.files, self._rows, self.max_open)
 
-    def fetch_ahead(self) -> threading.Thread:
-        """Begin to have all files on this machine, so that whoever reads them need not wait."""
-        thread = threading.Thread(target=self._fetch_all, name="shards", daemon=True)
-        thread.start()
-        return thread
-
-    def _fetch_all(self) -> None:
-        try:
-            for place in self.files:
-                here(place)
-        except StoreError as error:  # raised again to whoever reads that shard
-            log.warning("shards are fetched when they are read, not before: %s", error)
+    def places(self, shards: Iterable[int] | None = None) -> list[Place]:
+        """Some files, or all."""
+        return self.files if shards is None else [self.files[shard] for shard in shards]
 
     def _table(self, shard: int) -> pa.Table:
-        if shard not in self._tables:
-            path = here(self.files[shard])
-            try:
-                self._tables[shard] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            except (OSError, pa.ArrowInvalid) as error:
-                raise DataError(
-                    f"a shard cannot be read: {error}; remove its data set's folder"
-                ) from error
-        return self._tables[shard]
+        table = self._tables.pop(shard, None)
+        if table is None:
+            if self.max_open and len(self._tables) >= self.max_open:
+                del self._tables[next(iter(self._tables))]
+            table = _open(self.files[shard])
+        self._tables[shard] = table  # the last of all
+        return table
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Samples of each file."""
+        return tuple(self._rows or (len(self._table(i)) for i in range(len(self.files))))
 
     @cached_property
     def _ends(self) -> list[int]:
-        return list(accumulate(self.rows or (len(self._table(i)) for i in range(len(self.files)))))
+        return list(accumulate(self.rows))
 
     def __len__(self) -> int:
         """Samples in the split."""
@@ -169,3 +170,31 @@ class Shards:
             decode_image(self._cell(index, "image")),
             open_image(self._cell(index, "label")).astype(np.uint8, copy=False),
         )
+
+
+def _open(place: Place, *, again: bool = True) -> pa.Table:
+    """A file's columns, memory-mapped."""
+    path = here(place)
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        if again and isinstance(error, FileNotFoundError):
+            return _open(place, again=False)  # another run on this machine has just needed the room
+        raise DataError(f"a shard cannot be read: {error}; remove its data set's folder") from error
+
+
+def fetch_ahead(places: Sequence[Place]) -> threading.Thread | None:
+    """Begin to have files on this machine, so that whoever reads them need not wait."""
+    if all(isinstance(place, Path) for place in places):
+        return None
+    thread = threading.Thread(target=_fetch, args=(places,), name="shards", daemon=True)
+    thread.start()
+    return thread
+
+
+def _fetch(places: Iterable[Place]) -> None:
+    try:
+        for place in places:
+            here(place)
+    except StoreError as error:  # raised again to whoever reads that shard
+        log.warning("shards are fetched when they are read, not before: %s", error)

@@ -229,6 +229,9 @@ class FinetuneSpec(Spec):
     all workers hold; CUDA). If not given: frozen after a transplant, micro from scratch."""
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    window_shards: Positive | None = None
+    """Shuffle within windows of so many shards, for a data set that no node's disk holds (see
+    cluster.cache_gb); if not given, all samples are shuffled together."""
     checkpoint_every_steps: Positive | None = None
     """Besides those at every validation."""
     validate_every_epochs: Positive = 1
@@ -288,6 +291,9 @@ class ClusterSpec(Spec):
     cpus_per_worker: PositiveFloat = 1.0
     loader_workers: Count = 0
     """Processes that decode and augment, for each worker; 0 does it in the worker itself."""
+    cache_gb: PositiveFloat | None = None
+    """Of a node's disk for the shards of a store in an object store, in 10^9 bytes; no bound if not
+    given."""
     max_failures: Count = 2
     """Restarts from the last checkpoint before the run gives up."""
 

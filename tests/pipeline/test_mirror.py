@@ -23,7 +23,7 @@ from pipeline.finetune import TrainedNet
 from pipeline.flow import Flow
 from pipeline.mirror import MirroredStore, open_store
 from pipeline.remote import Remote
-from pipeline.shards import Shards
+from pipeline.shards import Shards, fetch_ahead
 from pipeline.store import MANIFEST, Store, here
 from pipeline.trail import RemoteTrail, trail_of
 from tests.conftest import tiny
@@ -165,7 +165,7 @@ def test_shards_are_fetched_ahead_of_use_and_a_damaged_one_is_its_readers_error(
     places = [store.anywhere(folder / name) for name in ("net.safetensors", "panels/x.png")]
     store.remote.write(objects(store)["panels/x.png"]["name"], b"picturf")
     shards = pickle.loads(pickle.dumps(Shards(places, [1, 1])))
-    shards.fetch_ahead().join()
+    fetch_ahead(shards.places()).join()
     there = {p.name for p in elsewhere.folder("nets", "a").rglob("*") if p.is_file()}
     assert there == {MANIFEST, "net.safetensors"}
     assert "x.png is not what was uploaded" in caplog.text

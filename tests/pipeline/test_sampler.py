@@ -5,16 +5,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import sampler
-from pipeline.sampler import Plan, epoch_order, seed_of, share
+from pipeline.sampler import Plan, epoch_order, seed_of, share, windowed_order, windows_of
 
-plans = st.builds(
-    Plan,
-    num_samples=st.integers(1, 60),
-    global_batch=st.integers(1, 8).map(lambda n: 4 * n),
-    micro_batch=st.sampled_from([1, 2, 4]),
-    epochs=st.integers(1, 3),
-    seed=st.integers(0, 9),
+WORK = {
+    "global_batch": st.integers(1, 8).map(lambda n: 4 * n),
+    "micro_batch": st.sampled_from([1, 2, 4]),
+    "epochs": st.integers(1, 3),
+    "seed": st.integers(0, 9),
+}
+rows = st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any).map(tuple)
+windowed = st.tuples(rows, st.integers(1, 10)).flatmap(
+    lambda cut: st.builds(
+        Plan, num_samples=st.just(sum(cut[0])), rows=st.just(cut[0]), window=st.just(cut[1]), **WORK
+    )
 )
+plans = st.builds(Plan, num_samples=st.integers(1, 60), **WORK) | windowed
 
 
 @given(plans, st.integers(1, 5))
@@ -45,6 +50,38 @@ def test_every_worker_has_work_in_every_step_and_a_resume_goes_on_the_same(
     assert sorted({u.step for u in whole}) == list(range(plan.num_steps))
     first = data.draw(st.integers(0, plan.num_steps))
     assert list(plan.shares(first, rank, world_size)) == [u for u in whole if u.step >= first]
+
+
+def shard_of(plan: Plan, sample: int) -> int:
+    return next(i for i in range(len(plan.rows)) if sample < sum(plan.rows[: i + 1]))
+
+
+@given(windowed)
+def test_samples_come_from_a_window_of_shards_at_a_time(plan) -> None:
+    for epoch in range(plan.epochs):
+        windows = windows_of(len(plan.rows), plan.window, plan.seed, epoch)
+        came = [shard_of(plan, sample) for sample in plan.order(epoch)]
+        for shards in windows:
+            size = sum(plan.rows[s] for s in shards)
+            assert set(came[:size]) <= set(shards)
+            came = came[size:]
+        assert came == []
+
+
+@given(windowed)
+def test_what_a_step_needs_is_known_and_is_two_windows_at_most(plan) -> None:
+    for step in range(plan.num_steps):
+        needed = plan.needed(step)
+        assert len(needed) <= 2 * plan.window
+        assert shard_of(plan, plan.micro_batches(step)[0].samples[0]) in needed[: plan.window]
+
+
+def test_a_window_of_all_shards_shuffles_everything() -> None:
+    order = windowed_order((3, 4, 5), 3, 0, 0).tolist()
+    assert sorted(order) == list(range(12))
+    assert [shard_of(Plan(12, 4, 4, 1, 0, (3, 4, 5)), s) for s in order] != sorted(order)
+    assert order == windowed_order((3, 4, 5), 3, 0, 0).tolist()
+    assert order != windowed_order((3, 4, 5), 3, 0, 1).tolist()
 
 
 @pytest.mark.parametrize("position", [0.0, 0.5, 0.999])
