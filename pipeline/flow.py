@@ -343,13 +343,8 @@ class Flow:
         data: Dataset = self._result("ingest")
         net: TrainedNet = self._result(step.needs[-1])
         split = self.recipe.evaluate.split
-        shards = Shards(
-            self._places(data, split),
-            data.rows_by_split().get(split),
-            max_open=2
-            if self.recipe.cluster.cache_gb
-            else None,  # they are read one after the other
-        )
+        max_open = 2 if self.recipe.cluster.cache_gb else None  # they are read one after the other
+        shards = Shards(self._places(data, split), data.rows_by_split().get(split), max_open)
         scores = self._once(
             step,
             evaluate.Evaluation,
