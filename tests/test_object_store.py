@@ -91,32 +91,49 @@ def has(root: Path, pattern: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(bucket, tmp_path_factory) -> tuple[str, Path, str]:
-    """The whole flow, on one machine; its store, that machine's cache, and what it said."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    store = f"{bucket}/undisturbed"
-    return store, folder / "cache", run(store, folder / "cache", folder / "output")
+def ended(bucket, tmp_path_factory) -> tuple[str, Path, str]:
+    """A flow that one machine began and, when everything on that was killed, another one ended.
+
+    Its store, the second machine's cache, and what it said there.
+    """
+    folder = tmp_path_factory.mktemp("two-machines")
+    store, output = f"{bucket}/two-machines", folder / "output"
+    process = start("run", store, folder / "first", output)
+    remote = Remote(store)
+    try:
+        until(lambda: "checkpoint_" in " ".join(remote.names("runs/demo")), process, output)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert remote.names("nets") == []
+    return store, folder / "second", run(store, folder / "second", output)
 
 
-def test_the_whole_flow_says_where_the_runs_are(undisturbed) -> None:
-    _, _, said = undisturbed
+def test_a_killed_flow_is_gone_on_with_by_another_machine(ended) -> None:
+    store, cache, said = ended
+    assert "ingest unchanged" in said
+    assert "finetune-8s computed" in said
     assert "models:/demo/1 took @champion" in said
+    assert has(mirror(cache, store), "runs/demo/*/checkpoint_*/manifest.json")
+
+
+def test_a_flow_says_where_its_runs_are(ended) -> None:
+    _, _, said = ended
     assert "MLflow's database lies in" in said
     assert "need tracking.uri" in said
 
 
-def test_a_second_run_computes_nothing_here_and_on_a_new_machine(undisturbed, tmp_path) -> None:
-    store, cache, _ = undisturbed
-    for each in (cache, tmp_path / "new", tmp_path / "new"):
-        said = run(store, each, tmp_path / "output")
-        assert "nothing changed, so nothing was computed again" in said
+def test_a_new_machine_computes_nothing_again(ended, tmp_path) -> None:
+    store = ended[0]
+    said = run(store, tmp_path / "new", tmp_path / "output")
+    assert "nothing changed, so nothing was computed again" in said
     new = mirror(tmp_path / "new", store)
     assert has(new, "scores/*/predictions.png")
     assert not has(new, "datasets/*/*.arrow")  # nobody read them
 
 
-def test_a_new_machine_predicts_with_a_net_of_the_bucket(undisturbed, tmp_path) -> None:
-    store, _, _ = undisturbed
+def test_a_new_machine_predicts_with_a_net_of_the_bucket(ended, tmp_path) -> None:
+    store, _, _ = ended
     noise = np.random.default_rng(0).integers(0, 256, (45, 70, 3))
     Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "scene.png")
     where = ["-o", str(tmp_path / "out"), "--store", store]
@@ -137,24 +154,6 @@ def test_a_new_machine_predicts_with_a_net_of_the_bucket(undisturbed, tmp_path) 
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "out" / "scene.png").size == (70, 45)
     assert has(mirror(tmp_path / "cache", store), f"nets/*/{NET}")
-
-
-def test_a_killed_run_is_gone_on_with_by_another_machine(bucket, undisturbed, tmp_path) -> None:
-    """SIGKILL to everything on the first; the second has but the bucket."""
-    store, output = f"{bucket}/killed", tmp_path / "output"
-    process = start("finetune", store, tmp_path / "first", output)
-    remote = Remote(store)
-    try:
-        until(lambda: "checkpoint_" in " ".join(remote.names("runs/demo")), process, output)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert remote.names("nets") == []
-    said = run(store, tmp_path / "second", output, "finetune")
-    assert "ingest unchanged" in said
-    assert "finetune-8s computed" in said
-    assert net_sha256(store) == net_sha256(undisturbed[0])
-    assert has(mirror(tmp_path / "second", store), "runs/demo/*/checkpoint_*/manifest.json")
 
 
 class Nodes:
@@ -200,7 +199,7 @@ def ask(key: str, question: str) -> Any:
 
 
 def test_machines_that_share_but_a_bucket_train_the_same_net_though_one_is_lost(
-    bucket, undisturbed, tmp_path
+    bucket, ended, tmp_path
 ) -> None:
     store, output = f"{bucket}/nodes", tmp_path / "output"
     nodes = Nodes(tmp_path)
@@ -217,7 +216,7 @@ def test_machines_that_share_but_a_bucket_train_the_same_net_though_one_is_lost(
         nodes.stop()
         process.kill()
     assert "models:/demo/1 took @champion" in re.sub(r"\s+", " ", output.read_text())
-    assert net_sha256(store) == net_sha256(undisturbed[0])
+    assert net_sha256(store) == net_sha256(ended[0])
     require_apart({name: mirror(tmp_path / name, store) for name in ("driver", "head", *"abc")})
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ import pytest
 from pipeline.specs import TrackingSpec
 from pipeline.tracking import Tracker
 from tests.conftest import TINY
+from tests.server import Server
 from tuning.records import Search
-from tuning.shelf import shelf_of
+from tuning.shelf import Shelf, shelf_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -76,9 +78,22 @@ def kill_a_trial() -> None:
     raise AssertionError("no trial is being trained")
 
 
-def test_a_search_that_is_killed_is_the_search_that_was_not(store, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def quiet(store, tmp_path_factory) -> Iterator[Tracker]:
+    """An undisturbed search, and the server that it told everything."""
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    run(search(store, "--trials", "4", "--name", "quiet", f"--set=tracking.uri={server.uri}"))
+    yield Tracker(TrackingSpec(uri=server.uri), store)
+    server.kill()
+
+
+def test_a_server_is_told_everything_by_trials_side_by_side(store, quiet) -> None:
+    require_all_told(quiet, shelf_of(store, "quiet"))
+
+
+def test_a_search_that_is_killed_is_the_search_that_was_not(store, quiet, tmp_path) -> None:
     """Driver and Ray killed; then a trial's process; then left alone."""
-    run(search(store, "--trials", "4", "--name", "quiet"))
     line, output = search(store, "--trials", "4", "--name", "killed"), tmp_path / "output"
     process = start(line, output)
     try:
@@ -93,30 +108,30 @@ def test_a_search_that_is_killed_is_the_search_that_was_not(store, tmp_path) -> 
         assert process.wait(600) == 0, output.read_text()
     finally:
         process.kill()
-    quiet, killed = (shelf_of(store, name).read()[0] for name in ("quiet", "killed"))
-    assert list(killed.trials) == list(quiet.trials) == list(range(4))
-    assert killed.ended == quiet.ended
-    for number, trial in quiet.trials.items():
+    whole, killed = (shelf_of(store, name).read()[0] for name in ("quiet", "killed"))
+    assert list(killed.trials) == list(whole.trials) == list(range(4))
+    assert killed.ended == whole.ended
+    for number, trial in whole.trials.items():
         other = killed.trials[number]
         assert (other.point, other.rungs, other.kept) == (trial.point, trial.rungs, trial.kept)
         assert (other.status, other.reason) == (trial.status, trial.reason)
-    require_all_told(store, killed)
+    require_all_told(Tracker(TrackingSpec(), store), shelf_of(store, "killed"))
     require_best_runs(store, killed)
 
 
-def require_all_told(store: Path, killed: Search) -> None:
+def require_all_told(tracker: Tracker, shelf: Shelf) -> None:
     """One run for the search, one for each trial; each step once; the page; the challenger."""
-    tracker = Tracker(TrackingSpec(), store)
+    search = shelf.read()[0]
     runs = tracker.client.search_runs([tracker.experiment])
-    parent = next(r for r in runs if r.info.run_name == "search killed")
+    parent = next(r for r in runs if r.info.run_name == f"search {shelf.folder.name}")
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert parent.info.status == "FINISHED"
-    assert len(children) == len(killed.trials)
+    assert len(children) == len(search.trials)
     for child in children:
-        trial = killed.trials[int(child.info.run_name.removeprefix("trial "))]
+        trial = search.trials[int(child.info.run_name.removeprefix("trial "))]
         assert child.info.status == "FINISHED"
         assert child.data.tags["fcn.ended"].startswith(trial.status)
-        assert child.data.tags["fcn.best"] == str(trial == killed.best()).lower()
+        assert child.data.tags["fcn.best"] == str(trial == search.best()).lower()
         steps = [step for step, _ in tracker.history(child.info.run_id, "train/loss")]
         assert steps == list(range(1, trial.steps + 1))
         scores = dict(tracker.history(child.info.run_id, "val/mean_iu"))
@@ -128,7 +143,7 @@ def require_all_told(store: Path, killed: Search) -> None:
     artifacts = {a.path for a in tracker.client.list_artifacts(parent.info.run_id, "report")}
     assert {"report/search.html", "report/map.png", "report/curves.png"} <= artifacts
     version = tracker.client.get_model_version_by_alias("demo", "challenger")
-    assert float(version.tags["mean_iu"]) == pytest.approx(killed.best().mean_iu)
+    assert float(version.tags["mean_iu"]) == pytest.approx(search.best().mean_iu)
 
 
 def require_best_runs(store: Path, killed: Search) -> None:
