@@ -33,6 +33,7 @@ def command(verb: str, *values: str) -> list[str]:
     return [sys.executable, "-m", "pipeline", verb, "demo", *sets]
 
 
+@pytest.mark.slow
 def test_a_drill_finds_no_difference(tmp_path) -> None:
     """A worker killed, then SIGTERM, in one training."""
     values = ("finetune.epochs=8", "finetune.checkpoint_every_steps=2", f"store={tmp_path}/store")
@@ -84,6 +85,7 @@ def until(condition, seconds: float = 300) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkeypatch) -> None:
     """Two workers; one is given notice and lost; another comes: the mathematics of one process."""
     values = (
@@ -150,6 +152,7 @@ def mount(folder: Path, size: str) -> bool:
     return made.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(tmp_path) -> None:
     """The first checkpoints fit, a later one does not; the same command with room ends well."""
     disk = tmp_path / "disk"

@@ -65,11 +65,9 @@ def test_the_closing_lines_say_what_was_done(flow) -> None:
 
 def test_a_second_run_computes_nothing_and_says_so(flow) -> None:
     store, _ = flow
-    began = time.monotonic()
     output = run(store)
     assert "nothing changed, so nothing was computed again" in output
     assert "computed " not in output.replace("nothing was computed again", "")
-    assert time.monotonic() - began < 60
 
 
 def test_cleaning_after_a_flow_removes_its_checkpoints_and_nothing_that_it_made(flow) -> None:
@@ -296,6 +294,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(tmp_path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_staged_training_from_a_file_with_head_only_and_a_gate_that_stays_shut(
     flow, tmp_path
 ) -> None:

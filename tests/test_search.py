@@ -155,6 +155,7 @@ def require_best_runs(store: Path, killed: Search) -> None:
     assert f"mean IU {killed.best().mean_iu:.4f}" in said
 
 
+@pytest.mark.slow
 def test_trials_of_two_workers_and_one_that_fails(store, tmp_path) -> None:
     """The failure is shown with its cause, the others go on."""
     space = tmp_path / "space.yaml"
