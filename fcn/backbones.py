@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from fcn.convolutionalize import as_convolution
 from fcn.efficientnet import EfficientNetLite0
 from fcn.geometry import Geometry, trace
+
+if TYPE_CHECKING:
+    from torchvision import models
 
 STRIDES = (8, 16, 32)
 
@@ -94,14 +97,17 @@ def _efficientnet_lite0(net: EfficientNetLite0) -> Parts:
     return {8: fine, 16: net.blocks[5:11], 32: coarse}, nn.Sequential(net.dropout), net.fc
 
 
-def _plain_googlenet() -> nn.Module:
-    # torchvision's weights come with auxiliary heads; the paper keeps the final one alone.
-    return models.googlenet(aux_logits=False, transform_input=False, init_weights=True)
+def _torchvision(name: str, **options: bool) -> nn.Module:
+    # Imported for those nets alone: with it comes torch.compile, seconds for each process of a flow.
+    from torchvision.models import get_model  # noqa: PLC0415
+
+    net: nn.Module = get_model(name, **options)
+    return net
 
 
 BACKBONES: dict[str, Classifier] = {
     "vgg16": Classifier(
-        models.vgg16,
+        partial(_torchvision, "vgg16"),
         _vgg16,
         {8: 256, 16: 512, 32: 4096},
         False,
@@ -109,7 +115,7 @@ BACKBONES: dict[str, Classifier] = {
         "VGG16_Weights.IMAGENET1K_V1",
     ),
     "alexnet": Classifier(
-        models.alexnet,
+        partial(_torchvision, "alexnet"),
         _alexnet,
         {8: 64, 16: 192, 32: 4096},
         False,
@@ -118,7 +124,10 @@ BACKBONES: dict[str, Classifier] = {
         margin_px=32,
     ),
     "googlenet": Classifier(
-        _plain_googlenet,
+        # torchvision's weights come with auxiliary heads; the paper keeps the final one alone.
+        partial(
+            _torchvision, "googlenet", aux_logits=False, transform_input=False, init_weights=True
+        ),
         _googlenet,
         {8: 480, 16: 832, 32: 1024},
         True,
@@ -127,7 +136,7 @@ BACKBONES: dict[str, Classifier] = {
         "GoogLeNet_Weights.IMAGENET1K_V1",
     ),
     "resnet18": Classifier(
-        models.resnet18,
+        partial(_torchvision, "resnet18"),
         _resnet,
         {8: 128, 16: 256, 32: 512},
         True,
@@ -135,7 +144,7 @@ BACKBONES: dict[str, Classifier] = {
         "ResNet18_Weights.IMAGENET1K_V1",
     ),
     "resnet34": Classifier(
-        models.resnet34,
+        partial(_torchvision, "resnet34"),
         _resnet,
         {8: 128, 16: 256, 32: 512},
         True,
@@ -143,7 +152,7 @@ BACKBONES: dict[str, Classifier] = {
         "ResNet34_Weights.IMAGENET1K_V1",
     ),
     "resnet50": Classifier(
-        models.resnet50,
+        partial(_torchvision, "resnet50"),
         _resnet,
         {8: 512, 16: 1024, 32: 2048},
         True,

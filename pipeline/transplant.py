@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 from torch import Tensor
-from torchvision.models import get_weight
 
 from fcn.backbones import BACKBONES
 from fcn.nets import FCN
@@ -106,6 +105,8 @@ def _net_folder(weights: str, recipe: Recipe, store: Store) -> Path:
 
 def _download(enum: str) -> dict[str, Tensor]:
     """Torchvision's own download, which checks the hash that the file name carries."""
+    from torchvision.models import get_weight  # noqa: PLC0415 - as in fcn/backbones.py
+
     try:
         state = get_weight(enum).get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
