@@ -171,9 +171,9 @@ class Drill:
         self.recipe, self.tolerance = recipe, tolerance
         local = ["--set=tracking.uri=null", "--set=evaluate.num_pictures=0"]
         self.arguments = [*arguments, *local]
-        self.folder = Store(recipe.store).root / "drill"
-        phases = [step for step in plan(recipe, Store(recipe.store)) if step.stage == "finetune"]
-        self.phases = phases
+        self.store = Store(recipe.store)
+        self.folder = self.store.root / "drill"
+        self.phases = [step for step in plan(recipe, self.store) if step.stage == "finetune"]
         self.ground = Ground(
             recipe.cluster, recipe.cluster.address or os.environ.get("RAY_ADDRESS")
         )
@@ -181,7 +181,7 @@ class Drill:
     def hold(self, faults: Sequence[str], times: int, seed: int) -> Iterator[Outcome]:
         """The outcomes, one by one: each training has every fault once, in random order."""
         chance = random.Random(seed)
-        with Store(self.recipe.store).flow("drill"):
+        with self.store.flow("drill"):
             shutil.rmtree(self.folder, ignore_errors=True)
             Tracker(TrackingSpec(), self.folder / "empty")  # made once, copied for each training
             self.ground.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +49,13 @@ class Evaluation(BaseModel):
         return found | classes | {f"{self.split}/num_images": float(self.num_images)}
 
 
-def run(
-    recipe: Recipe, store: Store, key: str, net: Place, files: Sequence[Place] | Shards
-) -> Evaluation:
+def run(recipe: Recipe, store: Store, key: str, net: Place, shards: Shards) -> Evaluation:
     """Count on all workers, draw a few predictions, publish.
 
     Raises:
         TrainingError: the images counted are not as many as the split has.
     """
     manifest: dict[str, object] = {}
-    shards = files if isinstance(files, Shards) else Shards(files)
     table = recipe.data.class_table()
     with store.publish("scores", key, manifest) as draft:
         drawing = ray.remote(_drawn).options(**task_options(recipe.cluster))

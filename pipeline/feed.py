@@ -103,7 +103,8 @@ def fetched_ahead(
     """The same, while a thread fetches the shards that the next steps and the validation need."""
     fetching: list[int] = []
     for step in range(first_step, plan.num_steps):
-        if (needed := plan.needed(step)) != fetching:
+        moves = plan.window is not None or not fetching  # without windows all are needed at once
+        if moves and (needed := plan.needed(step)) != fetching:
             fetching = needed
             fetch_ahead([*train.places(needed), *val.places()])
         yield next(steps)

@@ -208,7 +208,7 @@ def run(
 
 
 def train_until(
-    until: int | None, recipe: Recipe, job: Job, place: Path | Trail, watcher: Watcher
+    until: int | None, recipe: Recipe, job: Job, trail: Trail, watcher: Watcher
 ) -> Path:
     """Train up to a step (None: the end) or until asked to leave; the checkpoint of where that was.
 
@@ -217,7 +217,6 @@ def train_until(
     """
     window = recipe.finetune.window_shards
     require_room(job.train, job.val, window, recipe.cluster.cache_gb)
-    trail = Trail(place) if isinstance(place, Path) else place
     for complaint in trail.tidy():
         log.warning("%s", complaint)
     trainer = TorchTrainer(

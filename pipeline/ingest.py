@@ -33,7 +33,7 @@ from pipeline.shards import (
 )
 from pipeline.sources import Sample, Source, open_source
 from pipeline.specs import Split
-from pipeline.store import Part, Store
+from pipeline.store import OBJECTS, Part, Store
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,8 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
             if ids := {r.id for r in doubles if r.split == shard.split} & {
                 a[0] for a in shard.accepted
             }:
-                with (part := store.part(draft, shard.file, written=True)) as path:
+                part = store.part(draft, shard.file, written=True)
+                with part.open() as path:
                     drop_rows(path, ids)
                 shard.objects.update(part.objects)
                 shard.accepted[:] = [a for a in shard.accepted if a[0] not in ids]
@@ -125,7 +126,7 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
             shutil.copy(draft / "quarantine.csv", table_path)
             raise DataError(f"{complaint}\nAll of them are listed in {table_path}")
         objects = {name: entry for shard in shards for name, entry in shard.objects.items()}
-        manifest |= dataset.model_dump(mode="json") | ({"objects": objects} if objects else {})
+        manifest |= dataset.model_dump(mode="json") | ({OBJECTS: objects} if objects else {})
     log.info(
         "ingested %d images (%s), %d quarantined",
         dataset.num_seen - dataset.num_quarantined,
@@ -174,7 +175,7 @@ def _check_part(
     part: Part,
 ) -> Checked:
     """Check a chunk where the task is, and put its shard where it belongs."""
-    with part as path:
+    with part.open() as path:
         checked = check_shard(source, samples, table, void_ids, path)
     return replace(checked, objects=part.objects)
 

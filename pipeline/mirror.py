@@ -9,18 +9,16 @@ same result at the same time both compute it, and the first manifest wins.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from filelock import FileLock
@@ -28,15 +26,11 @@ from filelock import FileLock
 from pipeline.errors import StoreError
 from pipeline.recipe import URI
 from pipeline.remote import Remote, Sum
-from pipeline.store import DRAFT, MANIFEST, Mark, Part, Place, Store, fingerprint
-
-log = logging.getLogger(__name__)
+from pipeline.store import DRAFT, MANIFEST, OBJECTS, Mark, Part, Place, Store, fingerprint
 
 CACHE = "FCN_CACHE"
 """Names the folder of all mirrors of a machine, instead of ~/.cache/fcn-pipeline."""
 SHARD = ".arrow"
-OBJECTS = "objects"
-"""In a manifest: by the name of each file, its object, sha256 and size."""
 
 
 def open_store(where: Path | str, cache_gb: float | None = None) -> Store:
@@ -92,9 +86,9 @@ def require_room(
     Raises:
         StoreError: the mirror of a node may not hold so much.
     """
-    sizes = sorted((p.size_bytes for p in train if isinstance(p, Mirrored)), reverse=True)
-    if cache_gb is None or not sizes:
+    if cache_gb is None:
         return
+    sizes = sorted((p.size_bytes for p in train if isinstance(p, Mirrored)), reverse=True)
     others = sum(p.size_bytes for p in val if isinstance(p, Mirrored))
     num = 2 * window if window else len(sizes)
     if (need := sum(sizes[:num]) + others) > (have := cache_gb * 1e9):
@@ -134,26 +128,16 @@ class UploadedPart(Part):
         super().__init__(Path(name))
         self._remote, self._object, self._written = remote, f"{prefix}/{name}", written
 
-    def __enter__(self) -> Path:
-        self._folder = Path(tempfile.mkdtemp(prefix="fcn-part-"))
-        path = self._folder / self.path.name
-        if self._written:
-            self._remote.get(self._object, path)
-        return path
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Upload it."""
-        try:
-            if error is None:
-                done = self._remote.put(self._folder / self.path.name, self._object)
-                self.objects[self.path.name] = vars(Object(self._object, *done))
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    @contextmanager
+    def open(self) -> Iterator[Path]:
+        """In a folder of this machine; uploaded after the block, if that ends without an error."""
+        with tempfile.TemporaryDirectory(prefix="fcn-part-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / self.path.name
+            if self._written:
+                self._remote.get(self._object, path)
+            yield path
+            done = self._remote.put(path, self._object)
+            self.objects[self.path.name] = vars(Object(self._object, *done))
 
 
 class MirroredStore(Store):
@@ -253,6 +237,12 @@ class MirroredStore(Store):
             self._known[path] = {k: Object(**v) for k, v in manifest[OBJECTS].items()}
         return self._known[path]
 
+    def _object(self, kind: str, key: str, name: str) -> Object:
+        known = self._objects(kind, key).get(name)
+        if known is None:
+            raise StoreError(f"{self}: {kind}/{key} has no file {name}")
+        return known
+
     def _adopt(self, folder: Path, manifest: dict[str, Any]) -> None:
         note = folder / MANIFEST
         if note.is_file() and json.loads(note.read_text()) == manifest:
@@ -265,9 +255,7 @@ class MirroredStore(Store):
 
     def _fetch(self, kind: str, key: str, name: str) -> None:
         """One file, unless it is here; whole or not at all."""
-        known = self._objects(kind, key).get(name)
-        if known is None:
-            raise StoreError(f"{self}: {kind}/{key} has no file {name}")
+        known = self._object(kind, key, name)
         target = self.folder(kind, key) / name
         if _is_whole(target, known):
             return
@@ -290,7 +278,7 @@ class MirroredStore(Store):
     def size_bytes(self, path: str) -> int:
         """Of a file of a result (`kind/key/name`)."""
         kind, key, name = path.split("/", 2)
-        return self._objects(kind, key)[name].size_bytes
+        return self._object(kind, key, name).size_bytes
 
     def _download(self, known: Object, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

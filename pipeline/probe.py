@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,26 +117,27 @@ class Bucket:
         from pipeline.errors import StoreError  # noqa: PLC0415
 
         try:
-            self._remote().write(f"{self._folder}/{name}", text.encode())
-            same = self._remote().read(f"{self._folder}/{name}") == text.encode()
+            self._remote.write(f"{self._folder}/{name}", text.encode())
+            same = self._remote.read(f"{self._folder}/{name}") == text.encode()
         except StoreError as error:
             return (), str(error)
         return (), None if same else DIFFERS
 
     def read(self, name: str) -> str | None:
         """What a node has left."""
-        content = self._remote().read(f"{self._folder}/{name}")
+        content = self._remote.read(f"{self._folder}/{name}")
         return None if content is None else content.decode()
 
     def take_back(self, name: str) -> None:
         """Remove the object that was left."""
-        self._remote().remove(f"{self._folder}/{name}")
+        self._remote.remove(f"{self._folder}/{name}")
 
     def tidy(self, made: Iterable[Path]) -> None:
         """Remove what some object stores keep of a folder that is empty."""
-        self._remote().remove_folder(self._folder)
+        self._remote.remove_folder(self._folder)
 
-    def _remote(self) -> Remote:
+    @cached_property
+    def _remote(self) -> Remote:  # an address that cannot be opened is an answer of `leave`
         from pipeline.remote import Remote  # noqa: PLC0415
 
         return Remote(self._uri)

@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from pipeline.errors import PipelineError, StoreError
 from pipeline.locks import Lock, wait_for
 
 MANIFEST, RECORD = "manifest.json", "result.json"
+OBJECTS = "objects"
+"""In a manifest: by the name of each file, its object, sha256 and size."""
 DRAFT = ".draft-"
 COMPUTED = "is being computed by %s; waiting for its result"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -45,23 +46,17 @@ def here(place: Place) -> Path:
 
 
 class Part:
-    """A file of a draft that a task writes, in a `with` block; all machines share the draft's disk."""
+    """A file of a draft that a task writes; all machines share the draft's disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.objects: dict[str, Any] = {}
-        """What the manifest must say of it, once it is written."""
+        """What the manifest must say of it under `OBJECTS`, once it is written."""
 
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """It is where it belongs."""
+    @contextmanager
+    def open(self) -> Iterator[Path]:
+        """Where to write it; after the block it is where it belongs."""
+        yield self.path
 
 
 class Mark:

@@ -63,8 +63,11 @@ class RemoteTrail(Trail):
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The furthest checkpoint that is sound once it is here."""
+        return self._soundest(self._furthest_first(self._listed()))
+
+    def _soundest(self, names: Iterable[str]) -> tuple[Path | None, list[str]]:
         complaints: list[str] = []
-        for name in self._furthest_first(self._listed()):
+        for name in names:
             if (wrong := self._fetch(name)) is None:
                 return self.folder / name, complaints
             complaints.append(f"{name} is damaged and left out: {wrong}")
@@ -101,8 +104,8 @@ class RemoteTrail(Trail):
         """
         self._remote.remove(f"{self._prefix}/{RAYS_LIST}")
         listed = self._listed()
-        found, complaints = self.newest()
         names = self._furthest_first(listed)
+        found, complaints = self._soundest(names)
         beyond = names.index(found.name) if found else len(names)
         for name in names[:beyond]:
             finished = MANIFEST in listed[name]

@@ -24,6 +24,7 @@ from pipeline.shards import Shards
 from pipeline.specs import PhaseSpec
 from pipeline.surgery import blueprint, start_net
 from pipeline.telemetry import Row, Watcher
+from pipeline.trail import Trail
 
 Push = Callable[[list[Row]], bool]
 """Takes metrics by step; the answer is whether to save and leave."""
@@ -149,7 +150,7 @@ class Trainer:
                 watcher.leave()
 
         watcher = Watcher(name, key, job.steps(self.recipe), sink)
-        return train_until(until, self.recipe, job, folder, watcher)
+        return train_until(until, self.recipe, job, Trail(folder), watcher)
 
     def _push(self, rows: list[Row]) -> bool:
         return self.push([(self._offset + step, metrics) for step, metrics in rows])

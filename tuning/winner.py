@@ -11,6 +11,7 @@ from pipeline.errors import RecipeError
 from pipeline.finetune import publish
 from pipeline.flow import Flow, Step
 from pipeline.recipe import Recipe
+from pipeline.shards import Shards
 from pipeline.store import Store, fingerprint
 from tuning.records import Search, Trial
 from tuning.space import Space
@@ -92,7 +93,7 @@ class Winner:
                 folder = {"folder": self.store.folder(step.kind, key)}
                 return evaluate.Evaluation.model_validate({**plain, **folder})
             split = self.recipe.evaluate.split
-            return evaluate.run(self.recipe, self.store, key, net, files(split))
+            return evaluate.run(self.recipe, self.store, key, net, Shards(files(split)))
 
     def register(self, net: Path, scores: evaluate.Evaluation, told: Told) -> str:
         """A version that is called challenger, and not more: the gate is for `best --run`.

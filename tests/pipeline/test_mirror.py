@@ -211,9 +211,10 @@ def test_parts_are_written_and_changed_by_any_machine(store, elsewhere) -> None:
     manifest: dict = {}
     with store.publish("datasets", "d", manifest) as draft:
         part = store.part(draft, "train-00000.arrow")
-        with pickle.loads(pickle.dumps(part)) as path:
+        with pickle.loads(pickle.dumps(part)).open() as path:
             path.write_bytes(b"rows")
-        with (again := store.part(draft, "train-00000.arrow", written=True)) as path:
+        again = store.part(draft, "train-00000.arrow", written=True)
+        with again.open() as path:
             assert path.read_bytes() == b"rows"
             path.write_bytes(b"row")
         manifest["objects"] = again.objects

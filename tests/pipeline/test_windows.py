@@ -16,6 +16,7 @@ from pipeline.remote import Remote
 from pipeline.shards import Shards
 from pipeline.sources import open_source
 from pipeline.specs import PhaseSpec
+from pipeline.store import Place
 from tests.conftest import tiny
 
 
@@ -42,6 +43,12 @@ def dataset(store, tmp_path) -> dict[str, list[Path]]:
     return files
 
 
+def places_in(store: MirroredStore, dataset: dict[str, list[Path]]) -> dict[str, list[Place]]:
+    """The published shards."""
+    folder = store.folder("datasets", "d")
+    return {split: [store.anywhere(folder / p.name) for p in dataset[split]] for split in dataset}
+
+
 def train(train_shards: Shards, val_shards: Shards, folder: Path) -> dict[str, torch.Tensor]:
     """Weights after two epochs in windows of one shard."""
     recipe = tiny("finetune.window_shards=1", "finetune.augment.crop_px=[32, 32]")
@@ -60,10 +67,7 @@ def test_a_bounded_mirror_trains_the_same_net_and_keeps_within_its_bound(
     bound = sum(sizes[:2]) + dataset["val"][0].stat().st_size
     monkeypatch.setenv("FCN_CACHE", str(tmp_path / "elsewhere"))
     bounded = MirroredStore(str(store), bound / 1e9)
-    places = {
-        split: [bounded.anywhere(bounded.folder("datasets", "d") / p.name) for p in paths]
-        for split, paths in dataset.items()
-    }
+    places = places_in(bounded, dataset)
     require_room(places["train"], places["val"], 1, bounded.cache_gb)
     downloads, held = [], []
     get = Remote.get
@@ -96,10 +100,7 @@ def test_a_bounded_mirror_trains_the_same_net_and_keeps_within_its_bound(
 def test_a_mirror_that_cannot_hold_what_training_needs_is_refused(
     store, dataset, window, share, says
 ) -> None:
-    places = {
-        split: [store.anywhere(store.folder("datasets", "d") / p.name) for p in paths]
-        for split, paths in dataset.items()
-    }
+    places = places_in(store, dataset)
     whole_gb = sum(p.stat().st_size for paths in dataset.values() for p in paths) / 1e9
     require_room(places["train"], places["val"], window, whole_gb)
     require_room(
