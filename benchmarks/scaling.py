@@ -38,14 +38,14 @@ from benchmarks.throughput import (
 from fcn.backbones import BACKBONES
 from fcn.nets import FCN, Blueprint
 from fcn.normalise import set_batch_norm
-from pipeline.checkpoints import Cursor
-from pipeline.feed import TrainSet, train_feed
-from pipeline.ingest import check_shard
-from pipeline.loop import Pace, Phase, Team, build_optimizer
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.sampler import Plan, epoch_order
-from pipeline.shards import Shards
-from pipeline.sources import Sample, open_source
+from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.data.loader import TrainSet, train_feed
+from pipeline.data.sampler import Plan, epoch_order
+from pipeline.data.shards import Shards
+from pipeline.data.sources import Sample, open_source
+from pipeline.stages.ingest import check_shard
+from pipeline.training.checkpoint import Cursor
+from pipeline.training.trainer import Pace, Phase, Team, build_optimizer
 
 SIDE_PX = 512
 NUM_CLASSES = 21

@@ -16,8 +16,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config.recipe import load_recipe
 from pipeline.logs import configure_logging
-from pipeline.recipe import load_recipe
 from tuning.search import Result, run
 from tuning.settings import Settings
 

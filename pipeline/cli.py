@@ -12,8 +12,8 @@ import click
 from pipeline.errors import PipelineError, RecipeError, StoppedError
 
 if TYPE_CHECKING:
+    from pipeline.config.recipe import Recipe
     from pipeline.flow import Report
-    from pipeline.recipe import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _load(recipe: str, overrides: tuple[str, ...]) -> Recipe:
-    from pipeline.recipe import load_recipe
+    from pipeline.config.recipe import load_recipe
 
     return load_recipe(recipe, overrides)
 
@@ -101,7 +101,7 @@ def submit(recipe: str, overrides: tuple[str, ...], no_wait: bool, **target: Any
     Exits with the flow's exit code. Ctrl-C leaves the job running. Data, stores, environments and
     secrets are not taken along; see docs/cluster.md.
     """
-    from pipeline.submitting import Target, submit
+    from pipeline.ops.submit import Target, submit
 
     target["folder"] = Path(target.pop("working_dir"))
     job = submit(recipe, overrides, Target(**target))
@@ -123,7 +123,7 @@ def plan(recipe: str, overrides: tuple[str, ...], cluster: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.outlook import outlook
+    from pipeline.ops.plan import outlook
 
     loaded = _load(recipe, overrides)
     table = Table("step", "fingerprint", "would", "because", "needs", box=None)
@@ -137,8 +137,8 @@ def plan(recipe: str, overrides: tuple[str, ...], cluster: bool) -> None:
 def _check_cluster(recipe: Recipe) -> None:
     from rich.console import Console
 
-    from pipeline.findings import findings_table
-    from pipeline.preflight import preflight
+    from pipeline.ops.checks import findings_table
+    from pipeline.ops.preflight import preflight
 
     findings = preflight(recipe)
     Console().print(findings_table(findings))
@@ -151,7 +151,7 @@ def _check_cluster(recipe: Recipe) -> None:
 @main.command()
 def recipes() -> None:
     """List the recipes inside the package."""
-    from pipeline.recipe import recipe_names, summary
+    from pipeline.config.recipe import recipe_names, summary
 
     for name in recipe_names():
         click.echo(f"{name:24} {summary(name)}")
@@ -179,7 +179,7 @@ def predict(
 
     Writes NAME.png, whose pixels are class ids in colours, and NAME.overlay.png for each image.
     """
-    from pipeline.predicting import predict_files
+    from pipeline.ops.predict import predict_files
 
     for path in predict_files(model, images, output, store, tracking_uri):
         click.echo(path)
@@ -209,8 +209,8 @@ def drill(
     """
     from rich.console import Console
 
-    from pipeline.drill import Drill, drill_table, require_faults
     from pipeline.logs import configure_logging
+    from pipeline.ops.drill import Drill, drill_table, require_faults
 
     configure_logging(logging.INFO)
     names = faults.split(",")
@@ -237,8 +237,8 @@ def gc(store: Path, yes: bool) -> None:
     """
     from rich.console import Console
 
-    from pipeline.gc import find_garbage, garbage_table, megabytes
-    from pipeline.store import Store
+    from pipeline.storage.gc import find_garbage, garbage_table, megabytes
+    from pipeline.storage.store import Store
 
     place = Store(store)
     with place.alone():
@@ -259,7 +259,7 @@ def gc(store: Path, yes: bool) -> None:
 def _print_report(report: Report, *, receipt: bool) -> None:
     from rich.console import Console
 
-    from pipeline.outlook import closing_lines, receipt_table
+    from pipeline.ops.plan import closing_lines, receipt_table
 
     console = Console(highlight=False)
     if receipt:

@@ -16,8 +16,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 import ray.train as train
 
+from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError, PipelineError
-from pipeline.specs import ClusterSpec
 
 log = logging.getLogger(__name__)
 

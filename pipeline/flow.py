@@ -20,31 +20,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from pipeline.mirror import MirroredStore, open_store
-from pipeline.recipe import Recipe
-from pipeline.specs import PhaseSpec, Split
-from pipeline.store import Mark, Place, Store, fingerprint
+from pipeline.config.recipe import Recipe
+from pipeline.config.schema import PhaseSpec, Split
+from pipeline.storage.cache import MirroredStore, open_store
+from pipeline.storage.store import KINDS, Mark, Place, Store, fingerprint
 
 if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` needs no torch or ray
-    from pipeline.finetune import TrainedNet
-    from pipeline.ingest import Dataset
-    from pipeline.locks import Lock
-    from pipeline.register import Registered
-    from pipeline.runs import Runs
-    from pipeline.tracked import Tracked
+    from pipeline.stages.finetune import TrainedNet
+    from pipeline.stages.ingest import Dataset
+    from pipeline.stages.register import Registered
+    from pipeline.storage.locks import Lock
+    from pipeline.tracking.flow_logger import Tracked
+    from pipeline.tracking.run_logger import Runs
 
 log = logging.getLogger(__name__)
 
 VERSIONS = {"ingest": 1, "transplant": 1, "finetune": 1, "evaluate": 1, "register": 1}
 """Raised when a stage would compute something else from the same inputs."""
 STAGES = tuple(VERSIONS)
-KINDS = {
-    "ingest": "datasets",
-    "transplant": "weights",
-    "finetune": "nets",
-    "evaluate": "scores",
-    "register": "models",
-}
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -72,7 +65,7 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
         DataError: the data set is not where the recipe says.
         WeightsError, TrackingError: nor are the weights.
     """
-    from pipeline import sources
+    from pipeline.data import sources
 
     plain = recipe.plain()
     steps: list[Step] = []
@@ -106,12 +99,12 @@ def plan(recipe: Recipe, store: Store) -> list[Step]:
 
 def _weights_state(recipe: Recipe, store: Store) -> str:
     """Changes when the weights to be transplanted do; an alias counts as what it points to now."""
-    from pipeline.pretrained import require_section, source_state
+    from pipeline.training.pretrained import require_section, source_state
 
     weights = require_section(recipe).weights
     if not weights.startswith("models:/"):
         return source_state(recipe, store)
-    from pipeline.tracking import Tracker
+    from pipeline.tracking.client import Tracker
 
     return Tracker(recipe.tracking, store.root).resolve(weights)
 
@@ -165,7 +158,7 @@ class Flow:
 
     def _run_tracked(self, wanted: list[Step], *, complete: bool) -> None:
         from pipeline import cluster
-        from pipeline.tracked import Tracked
+        from pipeline.tracking.flow_logger import Tracked
 
         if not complete:
             cluster.connect(self.recipe.cluster)
@@ -195,7 +188,7 @@ class Flow:
 
         A net without a history is of an earlier version, which told all before it ended.
         """
-        from pipeline.checkpoints import HISTORY
+        from pipeline.training.checkpoint import HISTORY
 
         if step.stage not in ("finetune", "evaluate") or not self._found(step):
             return False
@@ -259,7 +252,7 @@ class Flow:
         return result
 
     def _ingest(self, step: Step) -> None:
-        from pipeline import ingest
+        from pipeline.stages import ingest
 
         data = self._once(
             step, ingest.Dataset, lambda: ingest.run(self.recipe, self.store, step.key)
@@ -285,13 +278,13 @@ class Flow:
     def _operate(self, step: Step) -> Any:  # noqa: ANN401 - Ray's reference to a Transplanted
         import ray
 
-        from pipeline import transplant
+        from pipeline.stages import transplant
 
         return ray.remote(transplant.run).remote(self.recipe, self.store, step.key)
 
     def _transplant(self, step: Step, surgery: Surgery | None) -> None:
         from pipeline import cluster
-        from pipeline.transplant import Transplanted
+        from pipeline.stages.transplant import Transplanted
 
         if surgery:
             began = time.perf_counter()
@@ -303,7 +296,8 @@ class Flow:
             self._runs.receipt(done)
 
     def _finetune(self, step: Step) -> None:
-        from pipeline import checkpoints, finetune
+        from pipeline.stages import finetune
+        from pipeline.training import checkpoint
 
         assert step.phase is not None
         phase = step.phase
@@ -328,7 +322,7 @@ class Flow:
         untold = self._untold(step)
         trained = self._once(step, finetune.TrainedNet, compute)
         if self._tracked and untold:
-            rows = checkpoints.History.read(trained.folder / checkpoints.HISTORY).rows()
+            rows = checkpoint.History.read(trained.folder / checkpoint.HISTORY).rows()
             self._tracked.history(step.name, step.key, rows)
         self.store.remember_run(self.recipe.name, trained.folder)
 
@@ -337,8 +331,8 @@ class Flow:
         return [self.store.anywhere(path) for path in data.paths(split)]
 
     def _evaluate(self, step: Step) -> None:
-        from pipeline import evaluate
-        from pipeline.shards import Shards
+        from pipeline.data.shards import Shards
+        from pipeline.stages import evaluate
 
         data: Dataset = self._result("ingest")
         net: TrainedNet = self._result(step.needs[-1])
@@ -357,7 +351,7 @@ class Flow:
             self._tracked.evaluation(step.key, scores, net, phases)
 
     def _register(self, step: Step) -> None:
-        from pipeline import register
+        from pipeline.stages import register
 
         scores, net = self._result(step.needs[0]), self._result(step.needs[1])
 

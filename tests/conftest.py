@@ -11,10 +11,10 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from pipeline.ingest import check_shard
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.shards import Shards
-from pipeline.sources import open_source
+from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.data.shards import Shards
+from pipeline.data.sources import open_source
+from pipeline.stages.ingest import check_shard
 from tests.s3 import BUCKET, S3
 
 settings.register_profile(

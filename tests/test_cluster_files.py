@@ -15,9 +15,9 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.cli import main
 from pipeline.cluster import require_room
+from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.errors import ClusterError
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.submitting import STOP_S, require_seen_from_afar
+from pipeline.ops.submit import STOP_S, require_seen_from_afar
 
 ROOT = Path(__file__).parents[1]
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.telemetry import NAMESPACE, Row
+from pipeline.training.progress import NAMESPACE, Row
 
 
 class Board:

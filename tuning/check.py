@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from pydantic import JsonValue
 
+from pipeline.config.recipe import Recipe
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe
 from tuning.decay import INERT_FRAC, arithmetic, shrinkage
 from tuning.space import LR, WEIGHT_DECAY, Choice, Distribution, Log, Point, Space, counted
 

@@ -13,7 +13,7 @@ from pipeline.cli import Verbs, recipe_arguments
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
-    from pipeline.recipe import Recipe
+    from pipeline.config.recipe import Recipe
     from tuning.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -79,7 +79,7 @@ def search(recipe: str, overrides: tuple[str, ...], path: str | None, **options:
 
     The first trial is the recipe as it is. Each trial is a run in MLflow below that of the search.
     """
-    from pipeline.recipe import load_recipe, read_yaml
+    from pipeline.config.recipe import load_recipe, read_yaml
     from tuning.settings import parse_settings
 
     loaded = load_recipe(recipe, overrides)
@@ -176,7 +176,7 @@ def space(
 
     Each line is a trial as overrides; the first is the recipe as it is.
     """
-    from pipeline.recipe import load_recipe
+    from pipeline.config.recipe import load_recipe
     from tuning.check import check
     from tuning.space import default_space, read_space
 

@@ -7,8 +7,8 @@ steps. Over a run that is exp(-sum of lr x decay), and the sum tells whether dec
 
 from __future__ import annotations
 
-from pipeline.recipe import Recipe
-from pipeline.sampler import steps_per_epoch
+from pipeline.config.recipe import Recipe
+from pipeline.data.sampler import steps_per_epoch
 
 INERT_FRAC = 1e-3
 """Decay that shrinks the weights by less than this over the run cannot be seen in a score."""

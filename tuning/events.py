@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
-from pipeline.specs import Count, Fraction, NonNegative, Positive, Spec
+from pipeline.config.schema import Count, Fraction, NonNegative, Positive, Spec
 
 Ending = Literal["finished", "pruned", "failed", "stopped"]
 Status = Literal["running", Ending]

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.checkpoints import HISTORY, History, newest
-from pipeline.recipe import Recipe
-from pipeline.sampler import steps_per_epoch
-from pipeline.telemetry import Row
+from pipeline.config.recipe import Recipe
+from pipeline.data.sampler import steps_per_epoch
+from pipeline.training.checkpoint import HISTORY, History, newest
+from pipeline.training.progress import Row
 from tuning.charts import short_names, word
 from tuning.events import Cloned, Failed, Journal, Rung, SessionBegun, TrialBegun, TrialEnded
 from tuning.records import Search

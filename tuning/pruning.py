@@ -7,7 +7,7 @@ from statistics import mean, median
 
 import numpy as np
 
-from pipeline.sampler import seed_of
+from pipeline.data.sampler import seed_of
 from tuning.space import Choice, Point, Space
 
 MIN_FOR_MEDIAN = 3

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.cluster import per_worker
+from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError
-from pipeline.specs import ClusterSpec
 
 Resources = Mapping[str, float]
 

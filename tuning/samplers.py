@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from pipeline.recipe import Recipe
-from pipeline.sampler import seed_of
+from pipeline.config.recipe import Recipe
+from pipeline.data.sampler import seed_of
 from tuning.events import Sampler
 from tuning.records import Trial
 from tuning.schedule import Draw

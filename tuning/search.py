@@ -14,13 +14,13 @@ import ray
 from rich.progress import Progress, TaskID
 
 from pipeline import cluster
+from pipeline.config.recipe import Recipe
 from pipeline.errors import StoppedError, TrainingError
-from pipeline.evaluate import Evaluation
 from pipeline.flow import Flow
 from pipeline.logs import progress_bar
-from pipeline.recipe import Recipe
-from pipeline.store import Store, fingerprint
-from pipeline.surgery import require_receipt
+from pipeline.stages.evaluate import Evaluation
+from pipeline.storage.store import Store, fingerprint
+from pipeline.training.model import require_receipt
 from tuning.board import start_board
 from tuning.check import check, check_population
 from tuning.events import Journal, SearchBegun

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from pipeline.config.recipe import Recipe
+from pipeline.config.schema import Count, Positive, Spec
+from pipeline.data.sampler import steps_per_epoch
 from pipeline.errors import RecipeError
 from pipeline.flow import Flow
-from pipeline.recipe import Recipe
-from pipeline.sampler import steps_per_epoch
-from pipeline.specs import Count, Positive, Spec
 from tuning.events import Sampler, Scheduler
 
 MAX_HALVINGS = 3

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.errors import RecipeError, StoreError
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tuning.events import Journal, SearchBegun
 from tuning.records import Search
 from tuning.settings import Settings

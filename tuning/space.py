@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, FiniteFloat, JsonValue, RootModel, ValidationError, field_validator
 
+from pipeline.config.recipe import Recipe, read_yaml
+from pipeline.config.schema import Spec
+from pipeline.data.sampler import seed_of
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe, read_yaml
-from pipeline.sampler import seed_of
-from pipeline.specs import Spec
 from tuning.decay import INERT_FRAC, run_lr, shrinkage
 
 LR, WEIGHT_DECAY = "finetune.optimizer.lr", "finetune.optimizer.weight_decay"

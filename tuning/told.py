@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.recipe import Recipe
-from pipeline.runs import OpenRun, Runs
-from pipeline.tracking import Row, Tracker
+from pipeline.config.recipe import Recipe
+from pipeline.tracking.client import Row, Tracker
+from pipeline.tracking.run_logger import OpenRun, Runs
 from tuning.events import Ending
 from tuning.records import Search, Trial
 

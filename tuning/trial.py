@@ -14,17 +14,17 @@ import torch
 
 from fcn.nets import FCN
 from fcn.weights import save_net
-from pipeline.checkpoints import HISTORY, FolderKeeper, History, newest, read_best, step_of
 from pipeline.cluster import set_threads
+from pipeline.config.recipe import Recipe
+from pipeline.config.schema import PhaseSpec
+from pipeline.data.shards import Shards
 from pipeline.errors import PipelineError
-from pipeline.finetune import Job, train_until
-from pipeline.loop import Phase, Team
-from pipeline.recipe import Recipe
-from pipeline.shards import Shards
-from pipeline.specs import PhaseSpec
-from pipeline.surgery import blueprint, start_net
-from pipeline.telemetry import Row, Watcher
-from pipeline.trail import Trail
+from pipeline.stages.finetune import Job, train_until
+from pipeline.training.checkpoint import HISTORY, FolderKeeper, History, newest, read_best, step_of
+from pipeline.training.model import blueprint, start_net
+from pipeline.training.progress import Row, Watcher
+from pipeline.training.trail import Trail
+from pipeline.training.trainer import Phase, Team
 
 Push = Callable[[list[Row]], bool]
 """Takes metrics by step; the answer is whether to save and leave."""

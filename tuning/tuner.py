@@ -25,8 +25,8 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from pipeline.cluster import per_worker
-from pipeline.specs import ClusterSpec
-from pipeline.telemetry import NAMESPACE, Row
+from pipeline.config.schema import ClusterSpec
+from pipeline.training.progress import NAMESPACE, Row
 from tuning.board import board_name
 from tuning.trial import Outcome, Task, train_segment
 

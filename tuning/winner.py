@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import evaluate, register
-from pipeline.checkpoints import newest
+from pipeline.config.recipe import Recipe
+from pipeline.data.shards import Shards
 from pipeline.errors import RecipeError
-from pipeline.finetune import publish
 from pipeline.flow import Flow, Step
-from pipeline.recipe import Recipe
-from pipeline.shards import Shards
-from pipeline.store import Store, fingerprint
+from pipeline.stages import evaluate, register
+from pipeline.stages.finetune import publish
+from pipeline.storage.store import Store, fingerprint
+from pipeline.training.checkpoint import newest
 from tuning.records import Search, Trial
 from tuning.space import Space
 from tuning.told import Told

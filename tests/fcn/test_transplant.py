@@ -75,7 +75,7 @@ def test_foreign_names_are_matched_by_shape_and_order() -> None:
 
 
 def test_the_package_holds_working_imagenet_weights() -> None:
-    from pipeline.pretrained import package_file
+    from pipeline.training.pretrained import package_file
 
     net = FCN(Blueprint("efficientnet_lite0", 3, 8))
     receipt = transplant_classifier(net, read_weights(package_file()), "package")

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.recipe import load_recipe
+from pipeline.config.recipe import load_recipe
 
 
 def call(*arguments: str):

@@ -3,8 +3,8 @@
 import pytest
 from click.testing import CliRunner
 
+from pipeline.config.recipe import load_recipe
 from pipeline.errors import RecipeError
-from pipeline.recipe import load_recipe
 from tests.tuning.made import events_of
 from tuning.cli import main
 from tuning.events import Journal

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.specs import TrackingSpec
-from pipeline.tracking import Tracker
+from pipeline.config.schema import TrackingSpec
+from pipeline.tracking.client import Tracker
 from tests.conftest import tiny
 from tuning.events import Journal, SearchBegun
 from tuning.hunt import Hunt, Prepared

@@ -2,8 +2,8 @@
 
 import pytest
 
+from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError
-from pipeline.specs import ClusterSpec
 from tuning.room import side_by_side
 
 GPUS = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0}]

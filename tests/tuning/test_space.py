@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fcn.nets import FCN, Blueprint
 from fcn.optim import freeze_trunk
+from pipeline.config.recipe import load_recipe, recipe_names
 from pipeline.errors import RecipeError
-from pipeline.loop import build_optimizer
-from pipeline.recipe import load_recipe, recipe_names
+from pipeline.training.trainer import build_optimizer
 from tuning.check import check
 from tuning.decay import shrinkage
 from tuning.space import LR, WEIGHT_DECAY, Space, default_space, parse_space, read_space

@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from fcn.weights import NET
-from pipeline.checkpoints import HISTORY, History, newest, read_best, step_of
+from pipeline.training.checkpoint import HISTORY, History, newest, read_best, step_of
 from tests.conftest import tiny
 from tuning.trial import Task, train_segment
 

@@ -1,0 +1,1 @@
+"""The recipe: what can be said, how it is loaded, and mistakes in words."""

@@ -1,0 +1,1 @@
+"""Verbs about flows: plan, predict, submit, preflight, drill."""

@@ -1,0 +1,218 @@
+"""Real faults, done to a training from outside: processes killed, nodes lost, files spoilt."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fcn.weights import NET
+from pipeline.config.schema import ClusterSpec
+from pipeline.errors import ClusterError
+from pipeline.tracking import owner
+from pipeline.training.checkpoint import CURSOR, MANIFEST, newest
+from pipeline.training.progress import NAMESPACE, Worker
+
+
+@dataclass
+class Ground:
+    """The Ray that a drill is held on: one that is there, or one of several nodes on this machine."""
+
+    spec: ClusterSpec
+    address: str | None
+    ours: bool = field(init=False)
+    """Whether the drill started it, and so may stop it."""
+
+    def __post_init__(self) -> None:
+        self.ours = self.address is None
+        self._nodes: Any = None
+
+    def start(self) -> None:
+        """Connect. A Ray of our own has a head without room, a node for each worker and one to spare."""
+        if self.ours:
+            from ray.cluster_utils import Cluster  # noqa: PLC0415 - only where no Ray is named
+
+            self._nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+            self.address = self._nodes.address
+            for _ in range(self.spec.max_workers + 1):
+                self.add_node()
+        ray.init(
+            self.address, namespace=NAMESPACE, logging_level=logging.CRITICAL, log_to_driver=False
+        )
+
+    def add_node(self) -> None:
+        """Room for one more worker; a Ray that is not ours looks after itself."""
+        if self.ours:
+            self._nodes.add_node(num_cpus=math.ceil(self.spec.cpus_per_worker))
+
+    def stop(self) -> None:
+        """Leave it as it was found."""
+        ray.shutdown()
+        if self.ours:
+            self._nodes.shutdown()
+
+
+class Target(Protocol):
+    """A training under way."""
+
+    ground: Ground
+    process: subprocess.Popen[bytes]
+    """The driver, in a process group of its own."""
+    run: Path
+    """The folder of the phase's checkpoints."""
+
+    def workers(self) -> list[Worker]:
+        """Where they are."""
+
+
+def kill_worker(target: Target) -> None:
+    """SIGKILL to the last rank: a crash, an out-of-memory kill."""
+    victim = target.workers()[-1]
+    _kill(victim.node, lambda: victim.pid)
+
+
+def kill_loader(target: Target) -> None:
+    """SIGKILL to a process that decodes images for the last rank."""
+    victim = target.workers()[-1]
+    _kill(victim.node, lambda: _a_loader_of(victim.pid))
+
+
+def kill_node(target: Target) -> None:
+    """SIGKILL to the raylet of a node that holds a worker; another node takes its place.
+
+    Raises:
+        ClusterError: all workers are on the head, whose loss no Ray survives.
+    """
+    _kill(_a_node_of(target), os.getppid)
+    target.ground.add_node()
+
+
+def preempt_node(target: Target) -> None:
+    """A node that holds a worker is given notice, as a spot machine is, and lost soon after.
+
+    Raises:
+        ClusterError: all workers are on the head.
+    """
+    node = _a_node_of(target)
+    _kill(node, os.getppid, NOTICE_S)  # before the notice: then the node takes no more tasks
+    notice = ["--node-id", node, "--deadline-remaining-seconds", str(NOTICE_S)]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "drill"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+    address = ray.get_runtime_context().gcs_address
+    subprocess.run(
+        [*command, "--address", address, *notice, *reason], check=True, capture_output=True
+    )
+    target.ground.add_node()
+
+
+def kill_driver(target: Target) -> None:
+    """SIGKILL to the command and all that it started on this machine."""
+    os.killpg(target.process.pid, signal.SIGKILL)
+
+
+def stop_ray(target: Target) -> None:
+    """Every process of Ray ends at once, the head's too, and a new Ray is started.
+
+    Raises:
+        ClusterError: the Ray is not the drill's own.
+    """
+    if not target.ground.ours:
+        raise ClusterError("fault ray stops all of Ray: only drilled where no address is given")
+    kill_driver(target)
+    target.ground.stop()
+    target.ground.start()
+
+
+def terminate(target: Target) -> None:
+    """SIGTERM to the command: it saves and leaves."""
+    target.process.send_signal(signal.SIGTERM)
+
+
+def damage_checkpoint(target: Target) -> None:
+    """The driver is killed and one byte of the newest checkpoint's weights has changed."""
+    path = _newest_after_a_kill(target) / NET
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def half_checkpoint(target: Target) -> None:
+    """The driver is killed while the next checkpoint is being written: some files are there."""
+    folder = _newest_after_a_kill(target)
+    half = folder.with_name("checkpoint_9999-half-written")
+    shutil.copytree(folder, half, ignore=shutil.ignore_patterns(MANIFEST, CURSOR))
+
+
+def _newest_after_a_kill(target: Target) -> Path:
+    kill_driver(target)
+    target.process.wait()
+    folder, _ = newest(target.run)
+    if folder is None:
+        raise ClusterError(f"no sound checkpoint in {target.run}: nothing to spoil")
+    return folder
+
+
+NOTICE_S = 10
+"""From the notice to the loss of a node; real spot machines give 30 to 120."""
+FAULTS: dict[str, Callable[[Target], None]] = {
+    "worker": kill_worker,
+    "loader": kill_loader,
+    "node": kill_node,
+    "preempted": preempt_node,
+    "driver": kill_driver,
+    "ray": stop_ray,
+    "sigterm": terminate,
+    "damaged": damage_checkpoint,
+    "half": half_checkpoint,
+}
+"""By the name that the command line takes."""
+SPOILS = ("damaged", "half")
+"""These need a checkpoint to spoil."""
+SURVIVED = ("worker", "loader", "node", "preempted")
+"""Ray starts the workers again; after the others the command has to be typed again."""
+
+
+def _a_node_of(target: Target) -> str:
+    heads = {n["NodeID"] for n in ray.nodes() if "node:__internal_head__" in n["Resources"]}
+    victims = [worker.node for worker in target.workers() if worker.node not in heads]
+    if not victims:
+        raise ClusterError("all workers are on the head node; a node can only be lost beside it")
+    return victims[-1]
+
+
+def _kill(node: str, find: Callable[[], int], after_s: float = 0.2) -> None:
+    """SIGKILL to a process of a node, which is found there; by a helper that outlives the node."""
+
+    def there() -> None:
+        subprocess.Popen(  # not waited for: it may end this process
+            ["sh", "-c", f"sleep {after_s}; kill -9 {find()}"], start_new_session=True
+        )
+
+    pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+    ray.get(ray.remote(there).options(num_cpus=0, scheduling_strategy=pinned).remote())
+
+
+def _a_loader_of(pid: int) -> int:
+    """A process that the worker's fork server made."""
+    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    parents = {each: int(stat[1]) for each in pids if (stat := owner.stat(each))}
+    servers = [
+        child
+        for child, parent in parents.items()
+        if parent == pid and b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    loaders = [child for child, parent in parents.items() if parent in servers]
+    if not loaders:
+        raise ClusterError(f"worker {pid} has no loader processes; set cluster.loader_workers=1")
+    return loaders[0]

@@ -1,0 +1,62 @@
+"""Label maps for files, from any net that this project made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import UnidentifiedImageError
+
+from fcn.predict import predict
+from fcn.weights import class_table, load_net, read_about
+from pipeline.config.schema import TrackingSpec
+from pipeline.data.shards import decode_image
+from pipeline.errors import DataError, WeightsError
+from pipeline.storage.cache import open_store
+from pipeline.storage.store import Store
+from pipeline.tracking import plots
+from pipeline.training.pretrained import run_net
+
+
+def predict_files(
+    model: str, images: Sequence[Path], output: Path, store: Path | str, tracking_uri: str | None
+) -> Iterator[Path]:
+    """Write a label map and an overlay for each image; yields the label maps' paths.
+
+    Raises:
+        DataError: a file is missing or not an image, or two have the same name.
+        WeightsError, TrackingError: no such model.
+    """
+    names = [path.stem for path in images]
+    if doubles := {name for name in names if names.count(name) > 1}:
+        raise DataError(
+            f"several images are named {', '.join(doubles)}; label them into two folders"
+        )
+    folder = _net_folder(model, open_store(store), tracking_uri)
+    try:
+        net, table = load_net(folder), class_table(read_about(folder))
+    except (ValueError, KeyError) as error:
+        raise WeightsError(f"{model}: {error}") from error
+    output.mkdir(parents=True, exist_ok=True)
+    for path in images:
+        try:
+            image = decode_image(path.read_bytes())
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"{path} is not a readable image: {error}") from error
+        label = predict(net, image)
+        target = output / f"{path.stem}.png"
+        plots.label_png(target, label, table)
+        plots.overlay_png(output / f"{path.stem}.overlay.png", image, label, table)
+        yield target
+
+
+def _net_folder(model: str, store: Store, tracking_uri: str | None) -> Path:
+    if model.startswith("models:/"):
+        from pipeline.tracking.client import Tracker  # noqa: PLC0415 - MLflow takes seconds to import
+
+        return Tracker(TrackingSpec(uri=tracking_uri), store.root).download_net(model)
+    if model.startswith("run:"):
+        return run_net(store, model.removeprefix("run:"))
+    if not Path(model).is_dir():
+        raise WeightsError(f"{model}: give models:/NAME@ALIAS, run:NAME or a net's folder")
+    return Path(model)

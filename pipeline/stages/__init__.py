@@ -1,0 +1,1 @@
+"""The stages, one file each: run(recipe, inputs, ...) -> result."""

@@ -1,0 +1,1 @@
+"""MLflow: the client, runs, the registry, the served model, pictures."""

@@ -1,0 +1,1 @@
+"""Training: a step, an epoch, a phase; checkpoints; Ray Train around them."""

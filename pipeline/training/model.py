@@ -1,0 +1,73 @@
+"""Nets as the recipe describes them, and the proof that a start is what it claims to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from fcn.backbones import BACKBONES, PREPROCESSING
+from fcn.nets import FCN, Blueprint
+from fcn.transplant import sha256
+from fcn.weights import NET, read_weights
+from pipeline.config.recipe import Recipe
+from pipeline.config.schema import Stride
+from pipeline.data.sampler import seed_of
+from pipeline.errors import WeightsError
+from pipeline.storage.store import RECEIPT, Place, here
+
+
+def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:
+    """The net of a phase."""
+    spec, surgery = recipe.net, recipe.transplant
+    chosen = PREPROCESSING[surgery.preprocessing] if surgery and surgery.preprocessing else None
+    return Blueprint(
+        backbone=spec.backbone,
+        num_classes=len(recipe.data.class_table()),
+        stride=stride,
+        upscore=spec.upscore,
+        border=spec.border,
+        skip_scale=spec.skip_scale,
+        preprocessing=chosen or BACKBONES[spec.backbone].preprocessing,
+    )
+
+
+def start_net(recipe: Recipe, stride: Stride, start: Place | None) -> FCN:
+    """A phase's net before its first step: from the transplant or the phase before, or scratch.
+
+    New skips score zero, so that a finer net begins with the coarser one's prediction.
+
+    Raises:
+        WeightsError: the start lacks a part of the backbone.
+    """
+    torch.manual_seed(seed_of("init", recipe.seed))
+    net = FCN(blueprint(recipe, stride))
+    if start is not None:
+        own = net.state_dict()
+        folder = here(start)
+        state = read_weights(folder / NET)
+        fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+        if lacking := [k for k in own if k.startswith("backbone.") and k not in fitting]:
+            raise WeightsError(f"{folder / NET} lacks {lacking[0]} and {len(lacking) - 1} more")
+        net.load_state_dict(fitting, strict=False)
+    return net
+
+
+def require_receipt(folder: Path) -> None:
+    """Fine-tuning starts only from weights whose receipt matches them, tensor by tensor.
+
+    Raises:
+        WeightsError: there is no receipt, or the weights are not those that it describes.
+    """
+    path = folder / RECEIPT
+    if not path.is_file():
+        raise WeightsError(
+            f"{folder} has no {RECEIPT}: nothing proves that pretrained weights are in; run the "
+            "transplant, or say finetune.init=scratch"
+        )
+    state = read_weights(folder / NET)
+    for entry in json.loads(path.read_text())["entries"]:
+        target = entry["target"]
+        if target is not None and (target not in state or sha256(state[target]) != entry["sha256"]):
+            raise WeightsError(f"{folder / NET}: {target} is not what its receipt says; run again")
