@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 from fcn.losses import cross_entropy_sum
 from fcn.nets import FCN, Blueprint
 from fcn.normalise import set_batch_norm
-from pipeline.training.checkpoint import Cursor, save_state
+from pipeline.training.checkpoint import TrainState, save_state
 
 MODES = {"SYNC": CheckpointUploadMode.SYNC, "ASYNC": CheckpointUploadMode.ASYNC}
 STEPS_BETWEEN = 4
@@ -49,7 +49,7 @@ def worker(config: dict[str, Any]) -> dict[str, list[float]]:
                 times_s["step"].append(time.perf_counter() - began)
             began = time.perf_counter()
             scratch = Path(tempfile.mkdtemp())
-            save_state(scratch, net, optimizer, Cursor(turn))
+            save_state(scratch, net, optimizer, TrainState(turn))
             written = time.perf_counter()
             checkpoint = Checkpoint.from_directory(scratch)
             train.report({"turn": turn}, checkpoint=checkpoint, checkpoint_upload_mode=upload)

@@ -39,13 +39,13 @@ from fcn.backbones import BACKBONES
 from fcn.nets import FCN, Blueprint
 from fcn.normalise import set_batch_norm
 from pipeline.config.recipe import Recipe, load_recipe
-from pipeline.data.loader import TrainSet, train_feed
-from pipeline.data.sampler import Plan, epoch_order
+from pipeline.data.loader import TrainDataset, train_batches
+from pipeline.data.sampler import BatchSchedule, epoch_order
 from pipeline.data.shards import Shards
 from pipeline.data.sources import Sample, open_source
 from pipeline.stages.ingest import check_shard
-from pipeline.training.checkpoint import Cursor
-from pipeline.training.trainer import Pace, Phase, Team, build_optimizer
+from pipeline.training.checkpoint import TrainState
+from pipeline.training.trainer import DistContext, StepTiming, Trainer, build_optimizer
 
 SIDE_PX = 512
 NUM_CLASSES = 21
@@ -158,11 +158,11 @@ def make_shards(recipe: Recipe, folder: Path) -> tuple[dict[str, Shards], float]
 
 def decoded_per_s(recipe: Recipe, shards: Shards) -> float:
     """Images that one core reads, decodes and augments in a second."""
-    dataset = TrainSet(shards, recipe.finetune.augment, 0)
-    plan = Plan(len(shards), 8, 8, epochs=1, seed=0)
-    list(train_feed(dataset, plan, plan.num_steps - 1, 0, 1, 0))  # warms up
+    dataset = TrainDataset(shards, recipe.finetune.augment, 0)
+    plan = BatchSchedule(len(shards), 8, 8, epochs=1, seed=0)
+    list(train_batches(dataset, plan, plan.num_steps - 1, 0, 1, 0))  # warms up
     began = time.perf_counter()
-    seen = sum(len(b.ids) for step in train_feed(dataset, plan, 0, 0, 1, 0) for b in step)
+    seen = sum(len(b.ids) for step in train_batches(dataset, plan, 0, 0, 1, 0) for b in step)
     return seen / (time.perf_counter() - began)
 
 
@@ -183,11 +183,11 @@ def disk_bytes_per_s(folder: Path, size: int = 512 << 20) -> float:
 class NoKeeper:
     """A training that is only timed."""
 
-    def restore(self, net: FCN, optimizer: torch.optim.Optimizer) -> Cursor:
+    def restore(self, net: FCN, optimizer: torch.optim.Optimizer) -> TrainState:
         """From the start."""
-        return Cursor()
+        return TrainState()
 
-    def save(self, net: FCN, optimizer: torch.optim.Optimizer, cursor: Cursor) -> None:
+    def save(self, net: FCN, optimizer: torch.optim.Optimizer, cursor: TrainState) -> None:
         """Nothing is kept."""
 
     def noticed(self) -> bool:
@@ -209,11 +209,11 @@ SETTINGS = ("alone", "apart", "together")
 """One worker; two that do not know each other; two that share the work."""
 
 
-def time_steps(files: dict[str, list[Path]], team: Team) -> tuple[float, float]:
+def time_steps(files: dict[str, list[Path]], team: DistContext) -> tuple[float, float]:
     """The fastest step of the demo and its wait for images, in seconds: other work only slows."""
     recipe = load_recipe("demo", TRIAL)
-    paces: list[Pace] = []
-    phase = Phase(
+    paces: list[StepTiming] = []
+    phase = Trainer(
         FCN(Blueprint(recipe.net.backbone, 5, 8)),
         recipe.finetune,
         recipe.phases[0],
@@ -237,7 +237,7 @@ def one_of_two(rank: int, files: dict[str, list[Path]], folder: str, rounds: int
         for setting in SETTINGS:
             dist.barrier()
             if setting != "alone" or rank == 0:
-                team = Team(rank, 2) if setting == "together" else Team()
+                team = DistContext(rank, 2) if setting == "together" else DistContext()
                 steps[setting].append(time_steps(files, team))
     gradient = torch.zeros(int(net_constants("efficientnet_lite0", 64).gradient_bytes) // 4)
     small, large = torch.zeros(1), seconds_of(lambda: dist.all_reduce(gradient), 10)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` nee
     from pipeline.stages.ingest import Dataset
     from pipeline.stages.register import Registered
     from pipeline.storage.locks import Lock
-    from pipeline.tracking.flow_logger import Tracked
-    from pipeline.tracking.run_logger import Runs
+    from pipeline.tracking.flow_logger import FlowLogger
+    from pipeline.tracking.run_logger import RunLogger
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +104,9 @@ def _weights_state(recipe: Recipe, store: Store) -> str:
     weights = require_section(recipe).weights
     if not weights.startswith("models:/"):
         return source_state(recipe, store)
-    from pipeline.tracking.client import Tracker
+    from pipeline.tracking.client import TrackingClient
 
-    return Tracker(recipe.tracking, store.root).resolve(weights)
+    return TrackingClient(recipe.tracking, store.root).resolve(weights)
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Surgery:
+class PendingTransplant:
     """A transplant under way beside the ingest, under its key's lock."""
 
     lock: Lock
@@ -139,8 +139,8 @@ class Flow:
         for step in self.steps.values():
             self.store.expect(step.key, step.stage, [self.steps[n].key for n in step.needs])
         self.report = Report([], {})
-        self._tracked: Tracked | None = None
-        self._runs: Runs | None = None
+        self._tracked: FlowLogger | None = None
+        self._runs: RunLogger | None = None
         """What is told of the inputs: that, or the run of a search."""
 
     def run(self, until: str = "register") -> Report:
@@ -158,7 +158,7 @@ class Flow:
 
     def _run_tracked(self, wanted: list[Step], *, complete: bool) -> None:
         from pipeline import cluster
-        from pipeline.tracking.flow_logger import Tracked
+        from pipeline.tracking.flow_logger import FlowLogger
 
         if not complete:
             cluster.connect(self.recipe.cluster)
@@ -168,12 +168,12 @@ class Flow:
                 "see need tracking.uri",
                 self.store.root,
             )
-        self._tracked = Tracked(self.recipe, self.store.root, wanted[-1].key, self.mark)
+        self._tracked = FlowLogger(self.recipe, self.store.root, wanted[-1].key, self.mark)
         self._runs, self.report.tracking = self._tracked, self._tracked.address
         with self._tracked:
             self._run(wanted)
 
-    def prepare(self, runs: Runs) -> Report:
+    def prepare(self, runs: RunLogger) -> Report:
         """Data set and transplant only, told to another run; Ray is there already."""
         self._runs = runs
         self._run([s for s in self.steps.values() if s.stage in ("ingest", "transplant")])
@@ -206,7 +206,7 @@ class Flow:
             if surgery:
                 surgery.lock.free()
 
-    def _run_step(self, step: Step, surgery: Surgery | None) -> None:
+    def _run_step(self, step: Step, surgery: PendingTransplant | None) -> None:
         if step.stage == "ingest":
             self._ingest(step)
         elif step.stage == "transplant":
@@ -260,7 +260,7 @@ class Flow:
         if self._runs:
             self._runs.dataset(data, self.store.uri(data.folder))
 
-    def _begin_transplant(self) -> Surgery | None:
+    def _begin_transplant(self) -> PendingTransplant | None:
         """It needs nothing of the ingest: both run at the same time.
 
         None if it is done, or if another flow is at it; that flow's result is waited for when the
@@ -273,7 +273,7 @@ class Flow:
         if self._found(step):
             lock.free()
             return None
-        return Surgery(lock, self._operate(step))
+        return PendingTransplant(lock, self._operate(step))
 
     def _operate(self, step: Step) -> Any:  # noqa: ANN401 - Ray's reference to a Transplanted
         import ray
@@ -282,7 +282,7 @@ class Flow:
 
         return ray.remote(transplant.run).remote(self.recipe, self.store, step.key)
 
-    def _transplant(self, step: Step, surgery: Surgery | None) -> None:
+    def _transplant(self, step: Step, surgery: PendingTransplant | None) -> None:
         from pipeline import cluster
         from pipeline.stages.transplant import Transplanted
 
@@ -304,7 +304,7 @@ class Flow:
         data: Dataset = self._result("ingest")
         before = [name for name in step.needs if name != "ingest"]
         start: Path | None = self._result(before[0]).folder if before else None
-        job = finetune.Job(
+        job = finetune.FinetuneInputs(
             phase=phase,
             train=self._places(data, "train"),
             val=self._places(data, "val"),

@@ -18,7 +18,7 @@ from tuning.records import Search
 from tuning.schedule import Draw, Schedule, Segment
 from tuning.settings import Settings
 from tuning.space import Space
-from tuning.told import Told
+from tuning.told import SearchLogger
 from tuning.trial import Outcome, Task
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Hunt:
     search: Search
     fingerprint: str
     draw: Draw
-    told: Told
+    told: SearchLogger
     prepare: Callable[[Recipe], Prepared]
     """The shards and weights of a trial's recipe."""
     stopping: str = ""

@@ -32,7 +32,7 @@ from tuning.samplers import num_trials, sampler
 from tuning.settings import Settings, known_num_train, rungs_of
 from tuning.shelf import Shelf
 from tuning.space import Space, default_space, parse_space
-from tuning.told import Told
+from tuning.told import SearchLogger
 from tuning.tuner import train_all
 from tuning.winner import Winner
 
@@ -75,7 +75,7 @@ def run(recipe: Recipe, settings: Settings) -> Result:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         slots = side_by_side(lean.cluster, nodes, settings.concurrent or settings.trials)
         key = fingerprint("search", settings.name, science(recipe))
-        with Told(recipe, store.root, f"search {settings.name}", f"search-{key}") as told:
+        with SearchLogger(recipe, store.root, f"search {settings.name}", f"search-{key}") as told:
             inputs = Inputs(told)
             begun = _begin(lean, settings, inputs(lean).num_train, slots)
             space = Space.model_validate(begun.space)
@@ -113,7 +113,7 @@ def science(recipe: Recipe) -> str:
 class Inputs:
     """Data set and weights by recipe, computed once and told to the search's run."""
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: SearchLogger) -> None:
         self._told = told
         self._known: dict[str, Prepared] = {}
         self._files: dict[str, list[Path]] = {}
@@ -242,7 +242,7 @@ class Session:
         progress.update(bar, completed=len(search.ended), note="  ".join(words))
 
 
-def _conclude(recipe: Recipe, hunt: Hunt, inputs: Inputs, told: Told) -> Result:
+def _conclude(recipe: Recipe, hunt: Hunt, inputs: Inputs, told: SearchLogger) -> Result:
     """Page and winner; then say why it ended early, if it did."""
     search = hunt.search
     page = write_report(search, hunt.folder / "report")

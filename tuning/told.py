@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.recipe import Recipe
-from pipeline.tracking.client import Row, Tracker
-from pipeline.tracking.run_logger import OpenRun, Runs
+from pipeline.tracking.client import Row, TrackingClient
+from pipeline.tracking.run_logger import RunHandle, RunLogger
 from tuning.events import Ending
 from tuning.records import Search, Trial
 
@@ -21,13 +21,13 @@ STATUS: dict[Ending, str] = {
 """Of a trial's run in MLflow."""
 
 
-class Told(Runs):
+class SearchLogger(RunLogger):
     """The search's parent run, open while it is under way."""
 
     def __init__(self, recipe: Recipe, store: Path, name: str, fingerprint: str) -> None:
         super().__init__(recipe, store, name, fingerprint)
         self._fingerprint = fingerprint
-        self._trials: dict[int, OpenRun] = {}
+        self._trials: dict[int, RunHandle] = {}
 
     def begin(self, number: int, recipe: Recipe) -> None:
         """A trial is under way; its run is opened, or gone on with."""
@@ -77,11 +77,11 @@ class Told(Runs):
             self.do(lambda t: self._tag_best(t, best.number, numbers))
         self.do(lambda t: t.set_note(self.run.id, words))
 
-    def run_of(self, tracker: Tracker, number: int) -> str | None:
+    def run_of(self, tracker: TrackingClient, number: int) -> str | None:
         """Id of a trial's run."""
         return tracker.find_run(f"{self._fingerprint}-{number}", self.run.id)
 
-    def _tag_best(self, tracker: Tracker, best: int, numbers: Sequence[int]) -> None:
+    def _tag_best(self, tracker: TrackingClient, best: int, numbers: Sequence[int]) -> None:
         for number in numbers:
             if run_id := self.run_of(tracker, number):
                 tracker.set_tags(run_id, {"fcn.best": str(number == best).lower()})

@@ -19,12 +19,19 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec
 from pipeline.data.shards import Shards
 from pipeline.errors import PipelineError
-from pipeline.stages.finetune import Job, train_until
-from pipeline.training.checkpoint import HISTORY, FolderKeeper, History, newest, read_best, step_of
+from pipeline.stages.finetune import FinetuneInputs, train_until
+from pipeline.training.checkpoint import (
+    HISTORY,
+    History,
+    LocalCheckpointManager,
+    newest,
+    read_best,
+    step_of,
+)
 from pipeline.training.model import blueprint, start_net
-from pipeline.training.progress import Row, Watcher
+from pipeline.training.progress import MetricsForwarder, Row
 from pipeline.training.trail import Trail
-from pipeline.training.trainer import Phase, Team
+from pipeline.training.trainer import DistContext, Trainer
 
 Push = Callable[[list[Row]], bool]
 """Takes metrics by step; the answer is whether to save and leave."""
@@ -69,7 +76,7 @@ class Outcome:
 def train_segment(task: Task, push: Push) -> Outcome:
     """Train up to the rung, from wherever the trial's checkpoints are."""
     began = time.monotonic()
-    trainer = Trainer(task, push)
+    trainer = TrialPhases(task, push)
     try:
         last = trainer.train()
     except torch.OutOfMemoryError as error:
@@ -81,7 +88,7 @@ def train_segment(task: Task, push: Push) -> Outcome:
     return Outcome(trainer.step, spent, *(scores(last) if last else ()))
 
 
-class Trainer:
+class TrialPhases:
     """The phases of a trial, one after the other, up to a step."""
 
     def __init__(self, task: Task, push: Push) -> None:
@@ -96,7 +103,9 @@ class Trainer:
         """The checkpoint at the rung; None if it was asked to leave before."""
         start = self.task.start
         for index, phase in enumerate(self.recipe.phases):
-            job = Job(phase, self.task.train, self.task.val, self.task.num_train, start, None)
+            job = FinetuneInputs(
+                phase, self.task.train, self.task.val, self.task.num_train, start, None
+            )
             until = min(self.task.until - self._offset, job.steps(self.recipe))
             folder = self.task.folder / str(index)
             last = self._train_phase(job, folder, until)
@@ -109,7 +118,7 @@ class Trainer:
             start = self._best(phase, last, folder)
         raise AssertionError(f"no phase of trial {self.task.number} has step {self.task.until}")
 
-    def _train_phase(self, job: Job, folder: Path, until: int) -> Path | None:
+    def _train_phase(self, job: FinetuneInputs, folder: Path, until: int) -> Path | None:
         """The checkpoint of where it came."""
         if self.task.source:
             adopt(self.task.source / folder.name, folder)
@@ -119,26 +128,26 @@ class Trainer:
             last = (self._alone if alone else self._together)(job, folder, until)
         return last
 
-    def _alone(self, job: Job, folder: Path, until: int) -> Path | None:
+    def _alone(self, job: FinetuneInputs, folder: Path, until: int) -> Path | None:
         """In this process."""
         cluster = self.recipe.cluster
         set_threads(cluster.cpus_per_worker)
-        keeper = TrialKeeper(folder, until)
-        phase = Phase(
+        keeper = TrialCheckpointManager(folder, until)
+        phase = Trainer(
             net=start_net(self.recipe, job.phase.stride, job.start),
             spec=self.recipe.finetune,
             phase=job.phase,
             seed=self.recipe.seed,
             train=Shards(job.train),
             val=Shards(job.val),
-            team=Team(device=torch.device("cuda" if cluster.use_gpu else "cpu")),
+            team=DistContext(device=torch.device("cuda" if cluster.use_gpu else "cpu")),
             num_loaders=cluster.loader_workers,
             emit=lambda rows: keeper.answered(self._push(rows)),
         )
         phase.run(keeper)
         return newest(folder)[0]
 
-    def _together(self, job: Job, folder: Path, until: int) -> Path:
+    def _together(self, job: FinetuneInputs, folder: Path, until: int) -> Path:
         """By several workers of Ray Train."""
         name, key = (
             f"trial {self.task.number}",
@@ -149,7 +158,7 @@ class Trainer:
             if self._push(rows):
                 watcher.leave()
 
-        watcher = Watcher(name, key, job.steps(self.recipe), sink)
+        watcher = MetricsForwarder(name, key, job.steps(self.recipe), sink)
         return train_until(until, self.recipe, job, Trail(folder), watcher)
 
     def _push(self, rows: list[Row]) -> bool:
@@ -170,7 +179,7 @@ class Trainer:
         return target
 
 
-class TrialKeeper(FolderKeeper):
+class TrialCheckpointManager(LocalCheckpointManager):
     """Leaves at its rung, or when told so in answer to its metrics."""
 
     def __init__(self, folder: Path, until: int) -> None:

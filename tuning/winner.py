@@ -15,7 +15,7 @@ from pipeline.storage.store import Store, fingerprint
 from pipeline.training.checkpoint import newest
 from tuning.records import Search, Trial
 from tuning.space import Space
-from tuning.told import Told
+from tuning.told import SearchLogger
 
 
 def winning_recipe(recipe: Recipe, trial: Trial) -> Recipe:
@@ -95,7 +95,7 @@ class Winner:
             split = self.recipe.evaluate.split
             return evaluate.run(self.recipe, self.store, key, net, Shards(files(split)))
 
-    def register(self, net: Path, scores: evaluate.Evaluation, told: Told) -> str:
+    def register(self, net: Path, scores: evaluate.Evaluation, told: SearchLogger) -> str:
         """A version that is called challenger, and not more: the gate is for `best --run`.
 
         The trial was chosen by the images that score it, so its score is a little better than it is.

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from fcn.labels import VOID
 from pipeline.config.schema import AugmentSpec
 from pipeline.data.augment import Augment
-from pipeline.data.sampler import MicroPlan, Plan, seed_of
+from pipeline.data.sampler import BatchSchedule, MicroBatchSpec, seed_of
 from pipeline.data.shards import Shards, fetch_ahead
 
 
@@ -43,14 +43,14 @@ class MicroBatch:
         return MicroBatch(image, label, self.ids, self.step, self.seed, self.void)
 
 
-class TrainSet(Dataset[MicroBatch]):
+class TrainDataset(Dataset[MicroBatch]):
     """Micro-batches by their plan; each sample's augmentation by (seed, epoch, id)."""
 
     def __init__(self, shards: Shards, augment: AugmentSpec, seed: int) -> None:
         self.shards, self.spec, self.seed = shards, augment, seed
         self._augment: Augment | None = None
 
-    def __getitem__(self, plan: MicroPlan) -> MicroBatch:
+    def __getitem__(self, plan: MicroBatchSpec) -> MicroBatch:
         """Read, decode and augment the samples of a plan."""
         self._augment = self._augment or Augment(self.spec)
         images, labels, ids = [], [], []
@@ -65,7 +65,7 @@ class TrainSet(Dataset[MicroBatch]):
         return _batch(images, labels, tuple(ids), plan.step, dropout, plan.void)
 
 
-class EvalSet(Dataset[MicroBatch]):
+class EvalDataset(Dataset[MicroBatch]):
     """Whole images; a key is a tuple of rows of one size."""
 
     def __init__(self, shards: Shards) -> None:
@@ -88,8 +88,13 @@ def _batch(
     return MicroBatch(image, torch.from_numpy(np.stack(labels)).long(), ids, *name)
 
 
-def train_feed(
-    dataset: TrainSet, plan: Plan, first_step: int, rank: int, world_size: int, num_loaders: int
+def train_batches(
+    dataset: TrainDataset,
+    plan: BatchSchedule,
+    first_step: int,
+    rank: int,
+    world_size: int,
+    num_loaders: int,
 ) -> Iterator[list[MicroBatch]]:
     """This worker's micro-batches of each step from `first_step` on."""
     keys = plan.shares(first_step, rank, world_size)
@@ -98,7 +103,11 @@ def train_feed(
 
 
 def fetched_ahead(
-    steps: Iterator[list[MicroBatch]], plan: Plan, first_step: int, train: Shards, val: Shards
+    steps: Iterator[list[MicroBatch]],
+    plan: BatchSchedule,
+    first_step: int,
+    train: Shards,
+    val: Shards,
 ) -> Iterator[list[MicroBatch]]:
     """The same, while a thread fetches the shards that the next steps and the validation need."""
     fetching: list[int] = []
@@ -110,7 +119,7 @@ def fetched_ahead(
         yield next(steps)
 
 
-def eval_feed(shards: Shards, rows: range, batch: int, num_loaders: int) -> Iterable[MicroBatch]:
+def eval_batches(shards: Shards, rows: range, batch: int, num_loaders: int) -> Iterable[MicroBatch]:
     """The given rows once each, images of one size together, at most `batch` of them."""
     keys = [
         tuple(group[i : i + batch])
@@ -118,7 +127,7 @@ def eval_feed(shards: Shards, rows: range, batch: int, num_loaders: int) -> Iter
         for group in [list(same_size)]
         for i in range(0, len(group), batch)
     ]
-    return _loader(EvalSet(shards), keys, num_loaders)
+    return _loader(EvalDataset(shards), keys, num_loaders)
 
 
 def _loader(dataset: Dataset[Any], keys: Iterable[Any], num_loaders: int) -> DataLoader[Any]:

@@ -60,7 +60,7 @@ def share(count: int, rank: int, world_size: int) -> range:
 
 
 @dataclass(frozen=True)
-class MicroPlan:
+class MicroBatchSpec:
     """A unit of work: which samples, and by what name its randomness goes."""
 
     step: int
@@ -74,7 +74,7 @@ class MicroPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSchedule:
     """The work of a whole phase."""
 
     num_samples: int
@@ -97,7 +97,7 @@ class Plan:
         """Optimiser steps in the phase."""
         return self.epochs * self.steps_per_epoch
 
-    def micro_batches(self, step: int) -> list[MicroPlan]:
+    def micro_batches(self, step: int) -> list[MicroBatchSpec]:
         """All units of a step, whoever computes them."""
         epoch, within = divmod(step, self.steps_per_epoch)
         return self._units(self.order(epoch), step, epoch, within)
@@ -122,12 +122,12 @@ class Plan:
 
     def _units(
         self, order: NDArray[np.int64], step: int, epoch: int, within: int
-    ) -> list[MicroPlan]:
+    ) -> list[MicroBatchSpec]:
         batch = order[within * self.global_batch : (within + 1) * self.global_batch].tolist()
         chunks = [batch[i : i + self.micro_batch] for i in range(0, len(batch), self.micro_batch)]
-        return [MicroPlan(step, epoch, m, tuple(chunk)) for m, chunk in enumerate(chunks)]
+        return [MicroBatchSpec(step, epoch, m, tuple(chunk)) for m, chunk in enumerate(chunks)]
 
-    def shares(self, first_step: int, rank: int, world_size: int) -> Iterator[MicroPlan]:
+    def shares(self, first_step: int, rank: int, world_size: int) -> Iterator[MicroBatchSpec]:
         """This worker's units from a step to the end of the phase; at least one in every step."""
         order, at = np.empty(0, np.int64), -1
         for step in range(first_step, self.num_steps):
@@ -136,4 +136,4 @@ class Plan:
                 order, at = self.order(epoch), epoch
             units = self._units(order, step, epoch, within)
             mine = [units[i] for i in share(len(units), rank, world_size)]
-            yield from mine or [MicroPlan(step, epoch, 0, units[0].samples, void=True)]
+            yield from mine or [MicroBatchSpec(step, epoch, 0, units[0].samples, void=True)]

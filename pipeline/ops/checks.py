@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config.schema import ClusterSpec
-from pipeline.ops.node_probe import SOURCE, Facts
+from pipeline.ops.node_probe import SOURCE, NodeReport
 from pipeline.tracking.owner import STALE_S
 
 Level = Literal["ok", "warning", "failure"]
@@ -39,7 +39,7 @@ class Node:
     gpus: float
     drives: bool = False
     """Whether this command runs there: the driver of a run would too."""
-    facts: Facts | None = None
+    facts: NodeReport | None = None
     silent: str = ""
     """Why there are no facts."""
     unseen: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Needs:
+class Requirements:
     """What a run asks of its cluster."""
 
     spec: ClusterSpec
@@ -79,13 +79,13 @@ class Finding:
     meaning: str = ""
 
 
-def judge(needs: Needs, nodes: Sequence[Node]) -> list[Finding]:
+def judge(needs: Requirements, nodes: Sequence[Node]) -> list[Finding]:
     """All findings in the order in which a user mends them."""
     checks = (room, answers, store, inputs, disk, mlflow, versions, clocks, gpus)
     return [finding for check in checks for finding in check(needs, nodes)]
 
 
-def room(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
+def room(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Workers against nodes; a worker is never split over two."""
     spec = needs.spec
     each = f"{spec.cpus_per_worker:g} CPU" + (" and 1 GPU" if spec.use_gpu else "")
@@ -120,7 +120,7 @@ def workers_on(node: Node, spec: ClusterSpec) -> int:
     return min(by_cpu, int(node.gpus)) if spec.use_gpu else by_cpu
 
 
-def answers(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
+def answers(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Whether each node can run our code at all."""
     silent = [(node.name, node.silent) for node in nodes if node.facts is None]
     yield from _grouped(
@@ -132,7 +132,7 @@ def answers(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
         yield Finding("nodes", "ok", f"all {len(nodes)} answered")
 
 
-def store(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
+def store(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Every node writes it, and all mean the same one."""
     known = [(node, node.facts) for node in nodes if node.facts]
     unwritable = [(n.name, facts.unwritable) for n, facts in known if facts.unwritable]
@@ -166,7 +166,7 @@ def store(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
         )
 
 
-def inputs(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
+def inputs(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """What the first stages read is there wherever they may run."""
     missing = [
         (n.name, ", ".join(map(str, n.facts.missing))) for n in nodes if n.facts and n.facts.missing
@@ -177,7 +177,7 @@ def inputs(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
     )
 
 
-def disk(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
+def disk(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Room for the checkpoints that are kept and the one under way."""
     known = [(node, node.facts) for node in nodes if node.facts]
     where = "the mirror of the store" if needs.mirrored else "the store"
@@ -209,7 +209,7 @@ def disk(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
         yield Finding("disk", "ok", result, wants)
 
 
-def mlflow(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
+def mlflow(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Its server answers those that speak to it: the driver, and tasks where they load a model."""
     if needs.mlflow is None:
         yield _own_database(needs, nodes)
@@ -241,7 +241,7 @@ def is_server(uri: str | None) -> bool:
     return uri is not None and uri.startswith(("http://", "https://"))
 
 
-def _own_database(needs: Needs, nodes: Sequence[Node]) -> Finding:
+def _own_database(needs: Requirements, nodes: Sequence[Node]) -> Finding:
     if needs.mirrored:
         return Finding(
             *("mlflow", "warning", "a database in the mirror of the driver's machine"),
@@ -259,7 +259,7 @@ def _own_database(needs: Needs, nodes: Sequence[Node]) -> Finding:
     )
 
 
-def versions(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
+def versions(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """What results depend on is the same everywhere; the driver's is the measure."""
     ours = next((n.facts.versions for n in nodes if n.drives and n.facts), {})
     found: list[Finding] = []
@@ -283,7 +283,7 @@ def public(version: str) -> str:
     return version.partition("+")[0]
 
 
-def clocks(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
+def clocks(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Against the driver's; what the measurement cannot tell is left in the node's favour."""
     known = [(node.name, node.skew) for node in nodes if node.skew]
     for level, low, high, meaning in (
@@ -311,7 +311,7 @@ def clocks(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
         yield Finding("clocks", "ok", words)
 
 
-def gpus(needs: Needs, nodes: Sequence[Node]) -> Iterator[Finding]:
+def gpus(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """PyTorch sees the GPUs that Ray gives out."""
     if not needs.spec.use_gpu:
         return

@@ -28,11 +28,11 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import ClusterError, RecipeError
 from pipeline.flow import Step, plan
-from pipeline.ops.faults import FAULTS, SPOILS, SURVIVED, Ground
+from pipeline.ops.faults import FAULTS, SPOILS, SURVIVED, RayUnderTest
 from pipeline.storage.store import Store
-from pipeline.tracking.client import Tracker
+from pipeline.tracking.client import TrackingClient
 from pipeline.training.checkpoint import HISTORY, OPTIMIZER, History, newest
-from pipeline.training.progress import NAMESPACE, Worker, telemetry_name
+from pipeline.training.progress import NAMESPACE, Worker, metrics_actor_name
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ ATTEMPTS = 5
 class Training:
     """One training in a store of its own, as a user runs it: a command in its own process."""
 
-    ground: Ground
+    ground: RayUnderTest
     arguments: list[str]
     store: Path
     steps: list[Step]
@@ -89,7 +89,7 @@ class Training:
 
     def _ask(self, question: str) -> Any:  # noqa: ANN401 - whatever the actor answers
         try:
-            telemetry = ray.get_actor(telemetry_name(self.phase.key), namespace=NAMESPACE)
+            telemetry = ray.get_actor(metrics_actor_name(self.phase.key), namespace=NAMESPACE)
             return ray.get(getattr(telemetry, question).remote())
         except (ValueError, ray.exceptions.RayActorError):  # not there yet, or gone with its driver
             return None
@@ -128,7 +128,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Hit:
+class FaultResult:
     """A fault that came while there was something to disturb."""
 
     fault: str
@@ -139,10 +139,10 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DrillResult:
     """A faulted training beside the undisturbed one."""
 
-    hits: list[Hit]
+    hits: list[FaultResult]
     tensors: int
     changed: int
     """Tensors, of the nets and of the optimiser, that differ by more than the tolerance."""
@@ -174,16 +174,18 @@ class Drill:
         self.store = Store(recipe.store)
         self.folder = self.store.root / "drill"
         self.phases = [step for step in plan(recipe, self.store) if step.stage == "finetune"]
-        self.ground = Ground(
+        self.ground = RayUnderTest(
             recipe.cluster, recipe.cluster.address or os.environ.get("RAY_ADDRESS")
         )
 
-    def hold(self, faults: Sequence[str], times: int, seed: int) -> Iterator[Outcome]:
+    def hold(self, faults: Sequence[str], times: int, seed: int) -> Iterator[DrillResult]:
         """The outcomes, one by one: each training has every fault once, in random order."""
         chance = random.Random(seed)
         with self.store.flow("drill"):
             shutil.rmtree(self.folder, ignore_errors=True)
-            Tracker(TrackingSpec(), self.folder / "empty")  # made once, copied for each training
+            TrackingClient(
+                TrackingSpec(), self.folder / "empty"
+            )  # made once, copied for each training
             self.ground.start()
             try:
                 self.reference = self._training("reference", ())
@@ -196,7 +198,7 @@ class Drill:
 
     def _trainings(
         self, waiting: list[str], at_once: int, chance: random.Random
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[DrillResult]:
         number = barren = 0
         while waiting:
             faults, waiting = waiting[:at_once], waiting[at_once:]
@@ -222,7 +224,7 @@ class Drill:
 
     def _trial(
         self, name: str, faults: list[str], chance: random.Random
-    ) -> tuple[Outcome, list[str]]:
+    ) -> tuple[DrillResult, list[str]]:
         """One training with some faults; and those that came too late, after its end."""
         training = self._training(name, faults)
         places = [
@@ -248,7 +250,7 @@ class Drill:
             shutil.rmtree(training.store)
         return outcome, late
 
-    def _strike(self, training: Training, fault: str, aim: int) -> Hit | None:
+    def _strike(self, training: Training, fault: str, aim: int) -> FaultResult | None:
         """Do it once the phase has come that far; None if it had ended."""
         if not training.wait_for(aim) or (fault in SPOILS and not training.wait_for_checkpoint()):
             return None
@@ -262,7 +264,7 @@ class Drill:
             return None
         step = max(step, training.step())
         training.wait_for(step + 1)
-        hit = Hit(fault, step, self.num_steps[training.phase.key], time.monotonic() - began)
+        hit = FaultResult(fault, step, self.num_steps[training.phase.key], time.monotonic() - began)
         log.info("%s at step %d of %d, back after %.1f s", *vars(hit).values())
         return hit
 
@@ -270,7 +272,7 @@ class Drill:
         history = History.read(self.reference.store / "nets" / phase.key / HISTORY)
         return max(step for step, _ in history.rows())
 
-    def _compare(self, training: Training, hits: list[Hit]) -> Outcome:
+    def _compare(self, training: Training, hits: list[FaultResult]) -> DrillResult:
         tensors = changed = metrics = wrong = 0
         largest = 0.0
         for phase in self.phases:
@@ -284,10 +286,10 @@ class Drill:
             metrics += sum(map(len, expected.values()))
             for key in expected.keys() | told.keys():
                 wrong += _number_wrong(expected.get(key, []), told.get(key, []), self.tolerance)
-        return Outcome(hits, tensors, changed, metrics, wrong, largest)
+        return DrillResult(hits, tensors, changed, metrics, wrong, largest)
 
 
-def drill_table(outcomes: Sequence[Outcome]) -> Table:
+def drill_table(outcomes: Sequence[DrillResult]) -> Table:
     """A row for each fault; what its training came to beside the last."""
     table = Table("training", "fault", "at step", "back after", box=None)
     for title in ("same tensors", "same metrics", ""):
@@ -340,7 +342,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def _metrics(store: Path, phase: Step) -> dict[str, list[tuple[int, float]]]:
     """All that MLflow has of a phase but the speed, which is nobody's promise."""
-    tracker = Tracker(TrackingSpec(), store)
+    tracker = TrackingClient(TrackingSpec(), store)
     run_id = tracker.find_phase(phase.key)
     assert run_id is not None
     return {

@@ -26,7 +26,7 @@ from pipeline.training.progress import NAMESPACE, Worker
 
 
 @dataclass
-class Ground:
+class RayUnderTest:
     """The Ray that a drill is held on: one that is there, or one of several nodes on this machine."""
 
     spec: ClusterSpec
@@ -66,7 +66,7 @@ class Ground:
 class Target(Protocol):
     """A training under way."""
 
-    ground: Ground
+    ground: RayUnderTest
     process: subprocess.Popen[bytes]
     """The driver, in a process group of its own."""
     run: Path

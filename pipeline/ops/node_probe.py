@@ -38,7 +38,7 @@ COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
 
 @dataclass(frozen=True)
-class Question:
+class ProbeRequest:
     """What every node is asked."""
 
     store: Path | str
@@ -53,7 +53,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Facts:
+class NodeReport:
     """What a node answers; None and empty where nothing is wrong."""
 
     host: str
@@ -146,16 +146,16 @@ class Bucket:
 class Probe:
     """Lives on the node that it tells of."""
 
-    def __init__(self, name: str, question: Question) -> None:
+    def __init__(self, name: str, question: ProbeRequest) -> None:
         self.name, self.question = name, question
         store, token = question.store, question.token
         self.place = Bucket(store, token) if isinstance(store, str) else SharedFolder(store, token)
 
-    def look(self) -> Facts:
+    def look(self) -> NodeReport:
         """Everything that needs no other node."""
         asked = self.question
         made, unwritable = self.place.leave(self.name, asked.token)
-        return Facts(
+        return NodeReport(
             host=socket.gethostname(),
             versions=versions(),
             unwritable=unwritable,

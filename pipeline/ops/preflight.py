@@ -16,8 +16,8 @@ from pipeline import cluster
 from pipeline.config.recipe import Recipe
 from pipeline.errors import TrackingError
 from pipeline.flow import Flow
-from pipeline.ops.checks import Finding, Needs, Node, Skew, is_server, judge
-from pipeline.ops.node_probe import Probe, Question
+from pipeline.ops.checks import Finding, Node, Requirements, Skew, is_server, judge
+from pipeline.ops.node_probe import Probe, ProbeRequest
 from pipeline.ops.plan import state_bytes
 from pipeline.tracking.client import greet
 from pipeline.training.checkpoint import KEPT
@@ -39,10 +39,10 @@ def preflight(recipe: Recipe, timeout_s: float = ANSWER_S) -> list[Finding]:
     return judge(_needs(flow), gather(_question(flow), timeout_s))
 
 
-def _question(flow: Flow) -> Question:
+def _question(flow: Flow) -> ProbeRequest:
     recipe = flow.recipe
     url = recipe.tracking.uri if is_server(recipe.tracking.uri) else None
-    return Question(
+    return ProbeRequest(
         store=_place(flow),
         token=uuid.uuid4().hex[:12],
         inputs=tuple(_inputs(flow)),
@@ -69,11 +69,11 @@ def _inputs(flow: Flow) -> Iterator[Path]:
         yield Path(surgery.weights).absolute()
 
 
-def _needs(flow: Flow) -> Needs:
+def _needs(flow: Flow) -> Requirements:
     recipe = flow.recipe
     largest = max(state_bytes(recipe, phase) for phase in recipe.phases)
     surgery = recipe.transplant
-    return Needs(
+    return Requirements(
         spec=recipe.cluster,
         store=_place(flow),
         store_bytes=largest * (KEPT + 1),
@@ -94,7 +94,7 @@ def _refusal(recipe: Recipe) -> str | None:
     return None
 
 
-def gather(question: Question, timeout_s: float) -> list[Node]:
+def gather(question: ProbeRequest, timeout_s: float) -> list[Node]:
     """What every living node tells; the driver's node comes first."""
     here = ray.get_runtime_context().get_node_id()
     nodes = {node["NodeID"]: _unasked(node, here) for node in ray.nodes() if node["Alive"]}
@@ -126,7 +126,7 @@ def _unasked(node: dict[str, Any], here: str) -> Node:
     )
 
 
-def _start(node: str, question: Question) -> Any:  # noqa: ANN401 - Ray's handle of a Probe
+def _start(node: str, question: ProbeRequest) -> Any:  # noqa: ANN401 - Ray's handle of a Probe
     pinned = NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(Probe).options(num_cpus=0, scheduling_strategy=pinned).remote(node, question)
 

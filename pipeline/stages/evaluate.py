@@ -18,13 +18,13 @@ from pipeline import cluster
 from pipeline.cluster import set_threads, task_options
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Split
-from pipeline.data.loader import eval_feed
+from pipeline.data.loader import eval_batches
 from pipeline.data.sampler import share
 from pipeline.data.shards import Shards
 from pipeline.logs import progress_bar
 from pipeline.storage.store import Place, Store, here
 from pipeline.tracking import plots
-from pipeline.training.trainer import Team, count_errors, require_all_seen
+from pipeline.training.trainer import DistContext, count_errors, require_all_seen
 
 TASKS_PER_WORKER = 2
 
@@ -101,8 +101,10 @@ def count_rows(recipe: Recipe, net: Place, shards: Shards, rows: range) -> tuple
     """Confusion counts of some rows of a split, and how many images they were."""
     set_threads(recipe.cluster.cpus_per_worker)
     device = torch.device("cuda" if recipe.cluster.use_gpu else "cpu")
-    batches = eval_feed(shards, rows, recipe.finetune.micro_batch, 0)
-    confusion, seen = count_errors(load_net(here(net)).to(device), batches, Team(device=device))
+    batches = eval_batches(shards, rows, recipe.finetune.micro_batch, 0)
+    confusion, seen = count_errors(
+        load_net(here(net)).to(device), batches, DistContext(device=device)
+    )
     return confusion.counts.cpu(), seen
 
 

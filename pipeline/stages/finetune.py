@@ -37,19 +37,19 @@ from pipeline.storage.store import Place, Store, fingerprint, says_full
 from pipeline.training.checkpoint import (
     HISTORY,
     KEPT,
-    Cursor,
     Metrics,
     Row,
+    TrainState,
     load_state,
     read_best,
     save_state,
     step_of,
 )
-from pipeline.training.gauges import Gauges
+from pipeline.training.gauges import WorkerGauges
 from pipeline.training.model import blueprint, require_receipt, start_net
-from pipeline.training.progress import Sink, Watcher, Worker
+from pipeline.training.progress import LogRows, MetricsForwarder, Worker
 from pipeline.training.trail import Trail, trail_of
-from pipeline.training.trainer import Phase, Team, Wish
+from pipeline.training.trainer import ControlAction, DistContext, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ LOOK_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
-class Job:
+class FinetuneInputs:
     """What a phase works on."""
 
     phase: PhaseSpec
@@ -86,7 +86,7 @@ class TrainedNet(BaseModel):
     """Of the validation at which the net was the best."""
 
 
-class RayKeeper:
+class RayCheckpointManager:
     """Checkpoints through Ray Train: rank 0 writes, Ray carries them to the store meanwhile."""
 
     def __init__(self, rank: int, trail: Trail, until: int | None, telemetry: Any) -> None:  # noqa: ANN401 - Ray's handle
@@ -100,17 +100,17 @@ class RayKeeper:
         if rank == 0:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def restore(self, net: FCN, optimizer: Optimizer) -> Cursor:
+    def restore(self, net: FCN, optimizer: Optimizer) -> TrainState:
         """From the newest checkpoint that is sound; rank 0 looks, so that all take the same."""
         found, complaints = self.trail.newest() if self.rank == 0 else (None, [])
         for complaint in complaints:
             self.telemetry.say.remote(complaint)
         name = broadcast_from_rank_zero(found and found.name)
-        cursor = load_state(self.trail.local(name), net, optimizer) if name else Cursor()
+        cursor = load_state(self.trail.local(name), net, optimizer) if name else TrainState()
         self._coming = cursor.step
         return cursor
 
-    def save(self, net: FCN, optimizer: Optimizer, cursor: Cursor) -> None:
+    def save(self, net: FCN, optimizer: Optimizer, cursor: TrainState) -> None:
         """Write it here; Ray copies it to the store while training goes on, one at a time."""
         checkpoint = None
         if self.rank == 0:
@@ -139,7 +139,7 @@ class RayKeeper:
         late = time.monotonic() - self._looked > LOOK_EVERY_S
         return late or (bool(ray.wait([self._answer], timeout=0)[0]) and ray.get(self._answer))
 
-    def wish(self) -> Wish:
+    def wish(self) -> ControlAction:
         """Leave if far enough or if the driver says so; save, once, if a node has been given notice."""
         if self._coming == self.until:
             return "leave"
@@ -159,11 +159,11 @@ def train_worker(config: dict[str, Any]) -> int | str:
     context = train.get_context()
     set_threads(recipe.cluster.cpus_per_worker)
     telemetry = config["telemetry"]
-    team = Team(context.get_world_rank(), context.get_world_size(), get_device())
+    team = DistContext(context.get_world_rank(), context.get_world_size(), get_device())
     node = ray.get_runtime_context().get_node_id()
     telemetry.here.remote(Worker(team.rank, node, os.getpid()), team.size)
-    keeper = RayKeeper(team.rank, config["trail"], config["until"], telemetry)
-    phase = Phase(
+    keeper = RayCheckpointManager(team.rank, config["trail"], config["until"], telemetry)
+    phase = Trainer(
         net=start_net(recipe, config["phase"]["stride"], config["start"]),
         spec=recipe.finetune,
         phase=PhaseSpec(**config["phase"]),
@@ -173,7 +173,7 @@ def train_worker(config: dict[str, Any]) -> int | str:
         team=team,
         num_loaders=recipe.cluster.loader_workers,
         emit=keeper.tell,
-        watch=Gauges(recipe.name, f"finetune-{config['phase']['stride']}s", team).show,
+        watch=WorkerGauges(recipe.name, f"finetune-{config['phase']['stride']}s", team).show,
     )
     try:
         return phase.run(keeper).step
@@ -183,7 +183,7 @@ def train_worker(config: dict[str, Any]) -> int | str:
 
 
 def run(
-    recipe: Recipe, store: Store, key: str, job: Job, sink: Sink = lambda rows: None
+    recipe: Recipe, store: Store, key: str, job: FinetuneInputs, sink: LogRows = lambda rows: None
 ) -> TrainedNet:
     """Train a phase to its end, from its last checkpoint if it was begun before.
 
@@ -196,7 +196,7 @@ def run(
     """
     if job.receipt is not None:
         require_receipt(job.receipt)
-    watcher = Watcher(f"FCN-{job.phase.stride}s", key, job.steps(recipe), sink)
+    watcher = MetricsForwarder(f"FCN-{job.phase.stride}s", key, job.steps(recipe), sink)
     with _checkpoint_on_sigterm(watcher):
         last = train_until(None, recipe, job, trail_of(store, recipe.name, key), watcher)
     if (done := step_of(last)) < job.steps(recipe):
@@ -208,7 +208,7 @@ def run(
 
 
 def train_until(
-    until: int | None, recipe: Recipe, job: Job, trail: Trail, watcher: Watcher
+    until: int | None, recipe: Recipe, job: FinetuneInputs, trail: Trail, watcher: MetricsForwarder
 ) -> Path:
     """Train up to a step (None: the end) or until asked to leave; the checkpoint of where that was.
 
@@ -270,7 +270,7 @@ def _fit(trainer: TorchTrainer, trail: Trail) -> Any:  # noqa: ANN401 - its type
 
 
 @contextmanager
-def _checkpoint_on_sigterm(watcher: Watcher) -> Iterator[None]:
+def _checkpoint_on_sigterm(watcher: MetricsForwarder) -> Iterator[None]:
     """A machine to be taken away and `ray job stop` send SIGTERM; a second one does not wait."""
     if threading.current_thread() is not threading.main_thread():
         yield

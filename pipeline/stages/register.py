@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from fcn.weights import read_about
 from pipeline.config.schema import Split
 from pipeline.stages.gate import Decision, decide
-from pipeline.tracking.client import Tracker
+from pipeline.tracking.client import TrackingClient
 
 
 class Scored(Protocol):
@@ -37,7 +37,7 @@ class Registered(BaseModel):
         return f"models:/{self.model}/{self.version} {took} @champion: {self.reason}"
 
 
-def run(tracker: Tracker, run_id: str, model: str, net: Path, scores: Scored) -> Registered:
+def run(tracker: TrackingClient, run_id: str, model: str, net: Path, scores: Scored) -> Registered:
     """Make a version, decide, act."""
     version = enter(tracker, run_id, model, net, scores)
     decision = _gate(tracker, model, scores)
@@ -48,7 +48,7 @@ def run(tracker: Tracker, run_id: str, model: str, net: Path, scores: Scored) ->
     )
 
 
-def enter(tracker: Tracker, run_id: str, model: str, net: Path, scores: Scored) -> int:
+def enter(tracker: TrackingClient, run_id: str, model: str, net: Path, scores: Scored) -> int:
     """The version of these weights with these scores; a new one if there is none."""
     tags = {
         "mean_iu": repr(scores.mean_iu),
@@ -61,7 +61,7 @@ def enter(tracker: Tracker, run_id: str, model: str, net: Path, scores: Scored) 
     return tracker.register(run_id, model, net, tags) if known is None else known
 
 
-def _gate(tracker: Tracker, model: str, scores: Scored) -> Decision:
+def _gate(tracker: TrackingClient, model: str, scores: Scored) -> Decision:
     holder = tracker.champion(model)
     score = holder[1].get("mean_iu") if holder else None
     return decide(float(score) if score else None, scores.mean_iu)

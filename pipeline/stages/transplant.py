@@ -97,9 +97,9 @@ def _transplant(net: FCN, recipe: Recipe, store: Store) -> Receipt:
 def _net_folder(weights: str, recipe: Recipe, store: Store) -> Path:
     if weights.startswith("run:"):
         return run_net(store, weights[4:])
-    from pipeline.tracking.client import Tracker  # noqa: PLC0415 - MLflow takes seconds to import
+    from pipeline.tracking.client import TrackingClient  # noqa: PLC0415 - MLflow takes seconds to import
 
-    return Tracker(recipe.tracking, store.root).download_net(weights)
+    return TrackingClient(recipe.tracking, store.root).download_net(weights)
 
 
 def _download(enum: str) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ NOT_AWAY = ("readonly database", "unable to open", "no such table", "denied")
 """What a database says that will not mend itself."""
 
 
-class Tracker:
+class TrackingClient:
     """An experiment in an MLflow store: the store folder's own database, or a server."""
 
     def __init__(self, spec: TrackingSpec, store: Path) -> None:

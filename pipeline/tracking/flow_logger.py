@@ -11,8 +11,8 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Split
 from pipeline.storage.store import Mark
 from pipeline.tracking import plots
-from pipeline.tracking.client import Row, Tracker
-from pipeline.tracking.run_logger import HasFolder, Runs, status_after
+from pipeline.tracking.client import Row, TrackingClient
+from pipeline.tracking.run_logger import HasFolder, RunLogger, status_after
 
 
 class NetLike(HasFolder, Protocol):
@@ -31,7 +31,7 @@ class ScoresLike(HasFolder, Protocol):
         """By name."""
 
 
-class Tracked(Runs):
+class FlowLogger(RunLogger):
     """The flow's parent run, open while the flow runs."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Tracked(Runs):
         """MLflow has been told all that was to be told before."""
         self._recorder.do(self._mark_of(fingerprint).leave)
 
-    def _curves(self, tracker: Tracker, phases: Mapping[str, str]) -> None:
+    def _curves(self, tracker: TrackingClient, phases: Mapping[str, str]) -> None:
         """Of all phases, from what MLflow has: also of those that other flows trained."""
         runs = {n: run for n, key in phases.items() if (run := tracker.find_phase(key))}
         loss, mean_iu = (

@@ -15,7 +15,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.errors import OutageError, StoppedError, TrackingError
 from pipeline.storage.store import RECEIPT
 from pipeline.tracking import packages
-from pipeline.tracking.client import Row, Tracker, address, speaking
+from pipeline.tracking.client import Row, TrackingClient, address, speaking
 from pipeline.tracking.retry_queue import Recorder
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ class DatasetLike(HasFolder, Protocol):
 
 
 @dataclass
-class OpenRun:
+class RunHandle:
     """A run; it has no id before MLflow gave one."""
 
     id: str = ""
 
 
-class Runs:
+class RunLogger:
     """A parent run, open within the block, and its children.
 
     A recorder tells MLflow everything, in order; nothing here waits for it but what says so. What
@@ -52,7 +52,7 @@ class Runs:
         self.address = address(recipe.tracking, store)
         self._store = store
         self._max_wait_s = recipe.tracking.max_wait_s
-        self._open: list[OpenRun] = []
+        self._open: list[RunHandle] = []
         self._recorder = Recorder(f"MLflow at {self.address}", self._keep_alive)
         self._recorder.do(self._connect)
         self.do(lambda t: t.end_dead_runs())
@@ -98,12 +98,12 @@ class Runs:
         """Raise what MLflow refused."""
         self._recorder.check()
 
-    def child(self, name: str, fingerprint: str) -> OpenRun:
+    def child(self, name: str, fingerprint: str) -> RunHandle:
         """The run of this fingerprint below the parent, opened or gone on with."""
         self.check()
         return self._open_run(lambda t: t.open_run(name, fingerprint, self.run.id))
 
-    def describe(self, run: OpenRun, recipe: Recipe) -> None:
+    def describe(self, run: RunHandle, recipe: Recipe) -> None:
         """A recipe as the run's parameters and as a file that `load_recipe` takes."""
         self.do(lambda t: t.log_params(run.id, recipe.flat()))
         self.do(lambda t: t.log_text(run.id, recipe.to_yaml(), "recipe.yaml"))
@@ -120,26 +120,26 @@ class Runs:
         self.check()
         self.do(lambda t: t.log_file(self.run.id, surgery.folder / RECEIPT, "transplant"))
 
-    def rows(self, run: OpenRun, rows: list[Row]) -> None:
+    def rows(self, run: RunHandle, rows: list[Row]) -> None:
         """Metrics by step; those told before are left out."""
         now_ms = int(time.time() * 1000)  # now, not when they are sent, perhaps for the second time
         self.do(lambda t: t.log_rows(run.id, rows, now_ms))
 
-    def tag(self, run: OpenRun, tags: Mapping[str, str]) -> None:
+    def tag(self, run: RunHandle, tags: Mapping[str, str]) -> None:
         """Words about a run."""
         self.do(lambda t: t.set_tags(run.id, tags))
 
-    def close(self, run: OpenRun, status: str) -> None:
+    def close(self, run: RunHandle, status: str) -> None:
         """The run is over: FINISHED, FAILED or KILLED."""
 
-        def close_it(tracker: Tracker) -> None:
+        def close_it(tracker: TrackingClient) -> None:
             if run in self._open:  # not so if opening it failed
                 tracker.close_run(run.id, status)
                 self._open.remove(run)
 
         self.do(close_it, always=True)
 
-    def do(self, operation: Callable[[Tracker], object], *, always: bool = False) -> None:
+    def do(self, operation: Callable[[TrackingClient], object], *, always: bool = False) -> None:
         """Carry it out when its turn comes; never waits."""
 
         def speak() -> None:
@@ -149,7 +149,7 @@ class Runs:
         self._recorder.do(speak, always=always)
 
     @contextmanager
-    def registering(self) -> Iterator[tuple[Tracker, str]]:
+    def registering(self) -> Iterator[tuple[TrackingClient, str]]:
         """MLflow itself and the parent run's id, when all that was to be told before is told.
 
         Raises:
@@ -167,12 +167,12 @@ class Runs:
             ) from error
 
     def _connect(self) -> None:
-        self._tracker = Tracker(self.recipe.tracking, self._store)
+        self._tracker = TrackingClient(self.recipe.tracking, self._store)
 
-    def _open_run(self, opener: Callable[[Tracker], str]) -> OpenRun:
-        run = OpenRun()
+    def _open_run(self, opener: Callable[[TrackingClient], str]) -> RunHandle:
+        run = RunHandle()
 
-        def open_it(tracker: Tracker) -> None:
+        def open_it(tracker: TrackingClient) -> None:
             run.id = opener(tracker)
             self._open.append(run)
 

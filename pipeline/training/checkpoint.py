@@ -90,7 +90,7 @@ class History:
 
 
 @dataclass(frozen=True)
-class Best:
+class BestNet:
     """The net of the best validation so far."""
 
     step: int
@@ -100,12 +100,12 @@ class Best:
 
 
 @dataclass
-class Cursor:
+class TrainState:
     """Where training stands. Order, augmentation and dropout follow from it and the seed."""
 
     step: int = 0
     """Optimiser steps done in this phase."""
-    best: Best | None = None
+    best: BestNet | None = None
     history: History = field(default_factory=History)
 
     def beaten_by(self, metrics: Metrics) -> bool:
@@ -113,7 +113,9 @@ class Cursor:
         return self.best is None or metrics["val/mean_iu"] > self.best.metrics["val/mean_iu"]
 
 
-def save_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer, cursor: Cursor) -> None:
+def save_state(
+    folder: Path, net: FCN, optimizer: torch.optim.Optimizer, cursor: TrainState
+) -> None:
     """A checkpoint. The best net is written apart if it is not this one."""
     save_net(folder, net)
     torch.save(optimizer.state_dict(), folder / OPTIMIZER)
@@ -127,7 +129,7 @@ def save_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer, cursor:
     (folder / MANIFEST).write_text(json.dumps({"step": cursor.step, "files": files}))
 
 
-def load_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer) -> Cursor:
+def load_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer) -> TrainState:
     """Put a checkpoint's weights and optimiser state in place; its cursor says where to go on.
 
     Learning rates and the like are not a checkpoint's to set: they stay as the recipe has them.
@@ -136,7 +138,7 @@ def load_state(folder: Path, net: FCN, optimizer: torch.optim.Optimizer) -> Curs
     saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-    return Cursor(step_of(folder), read_best(folder), History.read(folder / HISTORY))
+    return TrainState(step_of(folder), read_best(folder), History.read(folder / HISTORY))
 
 
 def step_of(folder: Path) -> int:
@@ -144,13 +146,15 @@ def step_of(folder: Path) -> int:
     return int(json.loads((folder / MANIFEST).read_text())["step"])
 
 
-def read_best(folder: Path) -> Best | None:
+def read_best(folder: Path) -> BestNet | None:
     """The best net that a checkpoint holds."""
     best = json.loads((folder / CURSOR).read_text())["best"]
     if best is None:
         return None
     apart = folder / BEST
-    return Best(best["step"], best["metrics"], load_file(apart if apart.exists() else folder / NET))
+    return BestNet(
+        best["step"], best["metrics"], load_file(apart if apart.exists() else folder / NET)
+    )
 
 
 def damage(folder: Path) -> str | None:
@@ -202,23 +206,23 @@ def tidy(run: Path) -> list[str]:
     return complaints
 
 
-class FolderKeeper:
+class LocalCheckpointManager:
     """Checkpoints of a training in this process, straight into their folder; up to a step."""
 
     def __init__(self, folder: Path, until: int | None = None) -> None:
         self.folder, self.until = folder, until
         self._coming = 0
 
-    def restore(self, net: FCN, optimizer: torch.optim.Optimizer) -> Cursor:
+    def restore(self, net: FCN, optimizer: torch.optim.Optimizer) -> TrainState:
         """From the furthest checkpoint that is sound."""
         for complaint in tidy(self.folder):
             log.warning("%s", complaint)
         found, _ = newest(self.folder)
-        cursor = load_state(found, net, optimizer) if found else Cursor()
+        cursor = load_state(found, net, optimizer) if found else TrainState()
         self._coming = cursor.step
         return cursor
 
-    def save(self, net: FCN, optimizer: torch.optim.Optimizer, cursor: Cursor) -> None:
+    def save(self, net: FCN, optimizer: torch.optim.Optimizer, cursor: TrainState) -> None:
         """Its manifest is written last; those that are no longer needed go."""
         target = self.folder / f"checkpoint_{cursor.step:09d}"
         shutil.rmtree(target, ignore_errors=True)  # half written before a kill

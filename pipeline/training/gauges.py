@@ -6,17 +6,17 @@ import torch
 from ray.util.metrics import Counter, Gauge
 
 from pipeline.training.checkpoint import Row
-from pipeline.training.trainer import Pace, Team
+from pipeline.training.trainer import DistContext, StepTiming
 
 LOADER_BOUND = 0.2
 """From this part of the time on, more loaders help more than a faster device."""
 TAGS = ("run", "phase", "rank")
 
 
-class Gauges:
+class WorkerGauges:
     """One worker's speed; Ray exports it from the worker's node as `ray_fcn_...`."""
 
-    def __init__(self, run: str, phase: str, team: Team) -> None:
+    def __init__(self, run: str, phase: str, team: DistContext) -> None:
         self.device = team.device
         self._tags = {"run": run, "phase": phase, "rank": str(team.rank)}
         self._images = Counter("fcn_images", "Trained on by this worker.", TAGS)
@@ -25,7 +25,7 @@ class Gauges:
         self._wait = Gauge("fcn_loader_wait_fraction", "Part of the step.", TAGS)
         self._memory = Gauge("fcn_gpu_memory_bytes", "The most that tensors took so far.", TAGS)
 
-    def show(self, pace: Pace) -> None:
+    def show(self, pace: StepTiming) -> None:
         """The step that was just done."""
         if pace.images:  # a filler has none
             self._images.inc(pace.images, self._tags)
@@ -36,7 +36,7 @@ class Gauges:
             self._memory.set(torch.cuda.max_memory_allocated(self.device), self._tags)
 
 
-class EpochPace:
+class EpochThroughput:
     """What an epoch's steps add up to, from the rows of rank 0."""
 
     def __init__(self) -> None:

@@ -14,12 +14,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ClusterError
 from pipeline.logs import CONSOLE, progress_bar
-from pipeline.training.gauges import EpochPace
+from pipeline.training.gauges import EpochThroughput
 
 log = logging.getLogger(__name__)
 
 Row = tuple[int, dict[str, float]]
-Sink = Callable[[list[Row]], None]
+LogRows = Callable[[list[Row]], None]
 SHOWN = {
     "train/loss": "loss {:.3f}",
     "perf/images_per_s": "{:.1f} images/s",
@@ -42,7 +42,7 @@ class Worker(NamedTuple):
 
 
 @ray.remote(num_cpus=0)
-class Telemetry:
+class MetricsActor:
     """Rows of metrics by step, in the order in which they came."""
 
     def __init__(self) -> None:
@@ -84,12 +84,12 @@ class Telemetry:
         self._leave = True
 
 
-def telemetry_name(key: str) -> str:
+def metrics_actor_name(key: str) -> str:
     """Of the actor of a phase's fingerprint."""
     return f"telemetry-{key}"
 
 
-def start_telemetry(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a Telemetry
+def start_metrics_actor(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a Telemetry
     """The actor of a phase: `ray.get_actor(telemetry_name(key), namespace=NAMESPACE)` finds it.
 
     It lives on the driver's node, so that the loss of a worker's node loses no rows, and dies with
@@ -99,8 +99,8 @@ def start_telemetry(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a Teleme
         ClusterError: another driver on this Ray trains this phase.
     """
     here = ray.get_runtime_context().get_node_id()
-    actor = Telemetry.options(  # type: ignore[attr-defined]
-        name=telemetry_name(key),
+    actor = MetricsActor.options(  # type: ignore[attr-defined]
+        name=metrics_actor_name(key),
         namespace=NAMESPACE,
         enable_task_events=False,  # Ray would remember a call for each step
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
@@ -112,22 +112,22 @@ def start_telemetry(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a Teleme
         except ValueError as taken:
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"{telemetry_name(key)} is taken: another driver on this Ray trains this phase; "
+                    f"{metrics_actor_name(key)} is taken: another driver on this Ray trains this phase; "
                     "wait for it, or end it"
                 ) from taken
             time.sleep(POLL_S)
 
 
-class Watcher:
+class MetricsForwarder:
     """Carries rows to the screen and the sink, in a thread, until the block ends."""
 
-    def __init__(self, name: str, key: str, num_steps: int, sink: Sink) -> None:
+    def __init__(self, name: str, key: str, num_steps: int, sink: LogRows) -> None:
         self.name, self.num_steps, self.sink = name, num_steps, sink
-        self.telemetry = start_telemetry(key)
+        self.telemetry = start_metrics_actor(key)
         self._shown: dict[str, float] = {}
         self._done, self._leaving = threading.Event(), threading.Event()
         self._failure: Exception | None = None
-        self._pace, self._paced = EpochPace(), time.monotonic()
+        self._pace, self._paced = EpochThroughput(), time.monotonic()
         self._thread = threading.Thread(target=self._carry, name="telemetry", daemon=True)
 
     def __enter__(self) -> Self:

@@ -27,17 +27,23 @@ from fcn.nets import FCN
 from fcn.normalise import MicroStatistics, set_batch_norm
 from fcn.optim import freeze_trunk, lr_factor, parameter_groups
 from pipeline.config.schema import FinetuneSpec, OptimizerSpec, PhaseSpec
-from pipeline.data.loader import MicroBatch, TrainSet, eval_feed, fetched_ahead, train_feed
-from pipeline.data.sampler import Plan, share
+from pipeline.data.loader import (
+    MicroBatch,
+    TrainDataset,
+    eval_batches,
+    fetched_ahead,
+    train_batches,
+)
+from pipeline.data.sampler import BatchSchedule, share
 from pipeline.data.shards import Shards
 from pipeline.errors import TrainingError
-from pipeline.training.checkpoint import Best, Cursor, Metrics, Row
+from pipeline.training.checkpoint import BestNet, Metrics, Row, TrainState
 
-Wish = Literal["go on", "save", "leave"]
+ControlAction = Literal["go on", "save", "leave"]
 
 
 @dataclass(frozen=True)
-class Team:
+class DistContext:
     """The workers that share the work: this one's rank, and sums over all of them."""
 
     rank: int = 0
@@ -60,23 +66,23 @@ class Team:
         return [name for part in held for name in part]
 
 
-class Keeper(Protocol):
+class CheckpointManager(Protocol):
     """Where checkpoints go and come from, and who may ask for one."""
 
-    def restore(self, net: FCN, optimizer: Optimizer) -> Cursor:
+    def restore(self, net: FCN, optimizer: Optimizer) -> TrainState:
         """Put the newest checkpoint in place; the cursor says where to go on, at 0 if there is none."""
 
-    def save(self, net: FCN, optimizer: Optimizer, cursor: Cursor) -> None:
+    def save(self, net: FCN, optimizer: Optimizer, cursor: TrainState) -> None:
         """Keep a checkpoint; all workers call it, one writes."""
 
     def noticed(self) -> bool:
         """Whether somebody may want something; asked at every step, so it takes no time."""
 
-    def wish(self) -> Wish:
+    def wish(self) -> ControlAction:
         """What is wanted; called by all workers together once any of them noticed something."""
 
 
-class Taken(NamedTuple):
+class StepStats(NamedTuple):
     """What a step tells."""
 
     loss: float
@@ -87,7 +93,7 @@ class Taken(NamedTuple):
     """By any worker."""
 
 
-class Pace(NamedTuple):
+class StepTiming(NamedTuple):
     """How long a step took on one worker."""
 
     images: int
@@ -104,12 +110,12 @@ class Pace(NamedTuple):
 
 
 @dataclass
-class Stepper:
+class TrainStep:
     """What a step works with."""
 
     net: FCN
     optimizer: Optimizer
-    team: Team
+    team: DistContext
     spec: FinetuneSpec
 
     def __post_init__(self) -> None:
@@ -130,7 +136,7 @@ class Stepper:
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
                 self.ddp = DistributedDataParallel(self.net, broadcast_buffers=False)
 
-    def step(self, micro_batches: Sequence[MicroBatch], *, noticed: bool = False) -> Taken:
+    def step(self, micro_batches: Sequence[MicroBatch], *, noticed: bool = False) -> StepStats:
         """One optimiser step on this worker's micro-batches of a global batch.
 
         Raises:
@@ -166,7 +172,7 @@ class Stepper:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Taken(mean_loss, grad_norm, images, notices > 0)
+        return StepStats(mean_loss, grad_norm, images, notices > 0)
 
     def _count(self, real: Sequence[MicroBatch], noticed: bool) -> list[int]:
         """Valid pixels, images and micro-batches of the whole global batch; workers with a notice."""
@@ -184,7 +190,9 @@ class Stepper:
 
 
 @torch.inference_mode()
-def count_errors(net: FCN, batches: Iterable[MicroBatch], team: Team) -> tuple[Confusion, int]:
+def count_errors(
+    net: FCN, batches: Iterable[MicroBatch], team: DistContext
+) -> tuple[Confusion, int]:
     """Confusion matrix of some batches on one worker, and how many images were counted."""
     confusion = Confusion(net.blueprint.num_classes, team.device)
     seen = 0
@@ -195,7 +203,9 @@ def count_errors(net: FCN, batches: Iterable[MicroBatch], team: Team) -> tuple[C
     return confusion, seen
 
 
-def evaluate_split(net: FCN, shards: Shards, team: Team, batch: int, num_loaders: int) -> Confusion:
+def evaluate_split(
+    net: FCN, shards: Shards, team: DistContext, batch: int, num_loaders: int
+) -> Confusion:
     """One confusion matrix over a whole split: each image once, on one worker, summed over all.
 
     Raises:
@@ -204,7 +214,7 @@ def evaluate_split(net: FCN, shards: Shards, team: Team, batch: int, num_loaders
     was_training = {m: m.training for m in net.modules()}
     net.eval()
     rows = share(len(shards), team.rank, team.size)
-    confusion, seen = count_errors(net, eval_feed(shards, rows, batch, num_loaders), team)
+    confusion, seen = count_errors(net, eval_batches(shards, rows, batch, num_loaders), team)
     for module, mode in was_training.items():
         module.training = mode
     team.sum(confusion.counts)
@@ -232,7 +242,7 @@ def build_optimizer(net: FCN, spec: OptimizerSpec, lr: float) -> Optimizer:
 
 
 @dataclass
-class Phase:
+class Trainer:
     """One training from a net's start to the end of its schedule, from wherever it stands."""
 
     net: FCN
@@ -241,27 +251,27 @@ class Phase:
     seed: int
     train: Shards
     val: Shards
-    team: Team = field(default_factory=Team)
+    team: DistContext = field(default_factory=DistContext)
     num_loaders: int = 0
     emit: Callable[[list[Row]], None] = lambda rows: None
     """Called on rank 0 after each step and validation; after a resume also with all that went before."""
-    watch: Callable[[Pace], None] = lambda pace: None
+    watch: Callable[[StepTiming], None] = lambda pace: None
     """Called on every rank after each step."""
 
-    def run(self, keeper: Keeper) -> Cursor:
+    def run(self, keeper: CheckpointManager) -> TrainState:
         """Train to the end, or until asked to leave; the cursor says how far it came."""
         if self.spec.trainable == "head":
             freeze_trunk(self.net)
         optimizer = build_optimizer(
             self.net, self.spec.optimizer, self.spec.optimizer.lr * self.phase.lr_mult
         )
-        stepper = Stepper(self.net, optimizer, self.team, self.spec)
+        stepper = TrainStep(self.net, optimizer, self.team, self.spec)
         cursor = keeper.restore(self.net, optimizer)
         if self.team.rank == 0:
             self.emit(cursor.history.rows())
         else:
             cursor.best = None  # rank 0 keeps it
-        plan = Plan(
+        plan = BatchSchedule(
             num_samples=len(self.train),
             global_batch=self.spec.global_batch,
             micro_batch=self.spec.micro_batch,
@@ -277,7 +287,7 @@ class Phase:
             taken = stepper.step(micro_batches, noticed=keeper.noticed())
             cursor.step += 1
             images = sum(len(m.ids) for m in micro_batches if not m.void)
-            pace = Pace(images, fed - began, time.perf_counter() - began)
+            pace = StepTiming(images, fed - began, time.perf_counter() - began)
             self.watch(pace)
             self._tell(
                 cursor,
@@ -297,9 +307,9 @@ class Phase:
             began = time.perf_counter()
         return cursor
 
-    def _feed(self, plan: Plan, first_step: int) -> Iterator[list[MicroBatch]]:
-        dataset = TrainSet(self.train, self.spec.augment, self.seed)
-        feed = train_feed(
+    def _feed(self, plan: BatchSchedule, first_step: int) -> Iterator[list[MicroBatch]]:
+        dataset = TrainDataset(self.train, self.spec.augment, self.seed)
+        feed = train_batches(
             dataset, plan, first_step, self.team.rank, self.team.size, self.num_loaders
         )
         return fetched_ahead(feed, plan, first_step, self.train, self.val)
@@ -318,7 +328,12 @@ class Phase:
         return factor
 
     def _keep(
-        self, cursor: Cursor, plan: Plan, optimizer: Optimizer, keeper: Keeper, wish: Wish
+        self,
+        cursor: TrainState,
+        plan: BatchSchedule,
+        optimizer: Optimizer,
+        keeper: CheckpointManager,
+        wish: ControlAction,
     ) -> None:
         """Validate and save where the recipe says so; the last step always does."""
         epoch, within = divmod(cursor.step, plan.steps_per_epoch)
@@ -333,7 +348,7 @@ class Phase:
             keeper.save(self.net, optimizer, cursor)
             self._tell(cursor, {"perf/saving_s": time.perf_counter() - began})
 
-    def _validate(self, cursor: Cursor) -> None:
+    def _validate(self, cursor: TrainState) -> None:
         confusion = evaluate_split(
             self.net, self.val, self.team, self.spec.micro_batch, self.num_loaders
         )
@@ -345,9 +360,9 @@ class Phase:
                 k: v.detach().to("cpu", copy=True).contiguous()
                 for k, v in self.net.state_dict().items()
             }
-            cursor.best = Best(cursor.step, metrics, copied)
+            cursor.best = BestNet(cursor.step, metrics, copied)
 
-    def _tell(self, cursor: Cursor, metrics: Metrics) -> None:
+    def _tell(self, cursor: TrainState, metrics: Metrics) -> None:
         if self.team.rank == 0:
             cursor.history.add(cursor.step, metrics)
             self.emit([(cursor.step, metrics)])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fcn.weights import NET
 from pipeline.config.schema import TrackingSpec
-from pipeline.tracking.client import Tracker
+from pipeline.tracking.client import TrackingClient
 from tests.conftest import TINY
 from tests.server import Server
 
@@ -48,8 +48,8 @@ def flow(tmp_path_factory) -> tuple[Path, str]:
     return store, run(store)
 
 
-def tracker(store: Path) -> Tracker:
-    return Tracker(TrackingSpec(), store)
+def tracker(store: Path) -> TrackingClient:
+    return TrackingClient(TrackingSpec(), store)
 
 
 def trained_net(store: Path) -> Path:
@@ -260,7 +260,7 @@ def test_a_flow_goes_on_without_mlflow_and_tells_it_all_when_it_is_back(tmp_path
             time.sleep(0.2)
         server.start()
         assert process.wait(400) == 0, output.read_text()
-        require_all_told(Tracker(TrackingSpec(uri=server.uri), tmp_path))
+        require_all_told(TrackingClient(TrackingSpec(uri=server.uri), tmp_path))
     finally:
         process.kill()
         server.kill()
@@ -270,7 +270,7 @@ def test_a_flow_goes_on_without_mlflow_and_tells_it_all_when_it_is_back(tmp_path
     assert "models:/demo/1 took @champion" in said
 
 
-def require_all_told(mlflow: Tracker) -> None:
+def require_all_told(mlflow: TrackingClient) -> None:
     """A flow of 2 epochs of 3 steps, whole."""
     runs = mlflow.client.search_runs([mlflow.experiment])
     assert [r.info.status for r in runs] == ["FINISHED"] * 2

@@ -18,7 +18,7 @@ from fcn.weights import NET
 from pipeline.flow import Flow
 from pipeline.storage.cache import mirror_of
 from pipeline.storage.object_store import Remote
-from pipeline.training.progress import NAMESPACE, Worker, telemetry_name
+from pipeline.training.progress import NAMESPACE, Worker, metrics_actor_name
 from tests.conftest import tiny
 from tests.s3 import BUCKET
 
@@ -192,7 +192,7 @@ def ask(key: str, question: str) -> Any:
     import ray
 
     try:
-        telemetry = ray.get_actor(telemetry_name(key), namespace=NAMESPACE)
+        telemetry = ray.get_actor(metrics_actor_name(key), namespace=NAMESPACE)
         return ray.get(getattr(telemetry, question).remote())
     except (ValueError, ray.exceptions.RayActorError):
         return None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.schema import TrackingSpec
-from pipeline.tracking.client import Tracker
+from pipeline.tracking.client import TrackingClient
 from tests.conftest import tiny
 from tuning.events import Journal, SearchBegun
 from tuning.hunt import Hunt, Prepared
@@ -13,7 +13,7 @@ from tuning.records import Search
 from tuning.samplers import sampler
 from tuning.settings import Settings
 from tuning.space import LR, Space
-from tuning.told import Told
+from tuning.told import SearchLogger
 from tuning.trial import Outcome, train_segment
 
 SPACE = Space.model_validate({LR: {"log": (1e-4, 1e-2)}})
@@ -36,7 +36,7 @@ def hunting(tiny_shards, tmp_path, mlflow):
     inputs = Prepared(*shards, len(tiny_shards["train"]), None)
     folder = tmp_path / "search"
 
-    def hunt(told: Told, **given) -> Hunt:
+    def hunt(told: SearchLogger, **given) -> Hunt:
         settings = Settings(name="s", **({"trials": 4} | given))
         begun = SearchBegun(
             recipe="demo",
@@ -56,7 +56,7 @@ def hunting(tiny_shards, tmp_path, mlflow):
             recipe, settings, folder, journal, search, "key", draw, told, lambda recipe: inputs
         )
 
-    return hunt, lambda: Told(recipe, mlflow, "search s", "search-key")
+    return hunt, lambda: SearchLogger(recipe, mlflow, "search s", "search-key")
 
 
 def work(hunt: Hunt, segments: int = 1000) -> None:
@@ -71,7 +71,7 @@ def work(hunt: Hunt, segments: int = 1000) -> None:
 
 def runs(mlflow: Path, tmp_path: Path) -> dict[str, tuple]:
     """Status and steps by the name of the run."""
-    tracker = Tracker(TrackingSpec(experiment=tmp_path.name), mlflow)
+    tracker = TrackingClient(TrackingSpec(experiment=tmp_path.name), mlflow)
     found = tracker.client.search_runs([tracker.experiment])
     steps = {r.info.run_name: tracker.history(r.info.run_id, "train/lr") for r in found}
     return {r.info.run_name: (r.info.status, [s for s, _ in steps[r.info.run_name]]) for r in found}

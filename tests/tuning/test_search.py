@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.schema import TrackingSpec
-from pipeline.tracking.client import Tracker
+from pipeline.tracking.client import TrackingClient
 from tests.conftest import TINY
 from tests.server import Server
 from tuning.records import Search
@@ -79,12 +79,12 @@ def kill_a_trial() -> None:
 
 
 @pytest.fixture(scope="module")
-def quiet(store, tmp_path_factory) -> Iterator[Tracker]:
+def quiet(store, tmp_path_factory) -> Iterator[TrackingClient]:
     """An undisturbed search, and the server that it told everything."""
     server = Server(tmp_path_factory.mktemp("server"))
     server.start()
     run(search(store, "--trials", "4", "--name", "quiet", f"--set=tracking.uri={server.uri}"))
-    yield Tracker(TrackingSpec(uri=server.uri), store)
+    yield TrackingClient(TrackingSpec(uri=server.uri), store)
     server.kill()
 
 
@@ -115,11 +115,11 @@ def test_a_search_that_is_killed_is_the_search_that_was_not(store, quiet, tmp_pa
         other = killed.trials[number]
         assert (other.point, other.rungs, other.kept) == (trial.point, trial.rungs, trial.kept)
         assert (other.status, other.reason) == (trial.status, trial.reason)
-    require_all_told(Tracker(TrackingSpec(), store), shelf_of(store, "killed"))
+    require_all_told(TrackingClient(TrackingSpec(), store), shelf_of(store, "killed"))
     require_best_runs(store, killed)
 
 
-def require_all_told(tracker: Tracker, shelf: Shelf) -> None:
+def require_all_told(tracker: TrackingClient, shelf: Shelf) -> None:
     """One run for the search, one for each trial; each step once; the page; the challenger."""
     search = shelf.read()[0]
     runs = tracker.client.search_runs([tracker.experiment])

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data import sampler
-from pipeline.data.sampler import Plan, epoch_order, seed_of, share, windowed_order, windows_of
+from pipeline.data.sampler import (
+    BatchSchedule,
+    epoch_order,
+    seed_of,
+    share,
+    windowed_order,
+    windows_of,
+)
 
 WORK = {
     "global_batch": st.integers(1, 8).map(lambda n: 4 * n),
@@ -16,10 +23,14 @@ WORK = {
 rows = st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any).map(tuple)
 windowed = st.tuples(rows, st.integers(1, 10)).flatmap(
     lambda cut: st.builds(
-        Plan, num_samples=st.just(sum(cut[0])), rows=st.just(cut[0]), window=st.just(cut[1]), **WORK
+        BatchSchedule,
+        num_samples=st.just(sum(cut[0])),
+        rows=st.just(cut[0]),
+        window=st.just(cut[1]),
+        **WORK,
     )
 )
-plans = st.builds(Plan, num_samples=st.integers(1, 60), **WORK) | windowed
+plans = st.builds(BatchSchedule, num_samples=st.integers(1, 60), **WORK) | windowed
 
 
 @given(plans, st.integers(1, 5))
@@ -52,7 +63,7 @@ def test_every_worker_has_work_in_every_step_and_a_resume_goes_on_the_same(
     assert list(plan.shares(first, rank, world_size)) == [u for u in whole if u.step >= first]
 
 
-def shard_of(plan: Plan, sample: int) -> int:
+def shard_of(plan: BatchSchedule, sample: int) -> int:
     return next(i for i in range(len(plan.rows)) if sample < sum(plan.rows[: i + 1]))
 
 
@@ -79,7 +90,7 @@ def test_what_a_step_needs_is_known_and_is_two_windows_at_most(plan) -> None:
 def test_a_window_of_all_shards_shuffles_everything() -> None:
     order = windowed_order((3, 4, 5), 3, 0, 0).tolist()
     assert sorted(order) == list(range(12))
-    assert [shard_of(Plan(12, 4, 4, 1, 0, (3, 4, 5)), s) for s in order] != sorted(order)
+    assert [shard_of(BatchSchedule(12, 4, 4, 1, 0, (3, 4, 5)), s) for s in order] != sorted(order)
     assert order == windowed_order((3, 4, 5), 3, 0, 0).tolist()
     assert order != windowed_order((3, 4, 5), 3, 0, 1).tolist()
 
@@ -87,7 +98,7 @@ def test_a_window_of_all_shards_shuffles_everything() -> None:
 @pytest.mark.parametrize("position", [0.0, 0.5, 0.999])
 def test_a_resume_does_the_same_little_work_at_any_position(monkeypatch, position) -> None:
     """One permutation, one step's units: nothing of what went before is gone through."""
-    plan = Plan(num_samples=100_000, global_batch=16, micro_batch=4, epochs=50, seed=0)
+    plan = BatchSchedule(num_samples=100_000, global_batch=16, micro_batch=4, epochs=50, seed=0)
     calls = []
     for name in ("epoch_order", "share"):
         real = getattr(sampler, name)

@@ -15,8 +15,8 @@ from pipeline.stages.ingest import check_shard
 from pipeline.storage.cache import MirroredStore, require_room
 from pipeline.storage.object_store import Remote
 from pipeline.storage.store import Place
-from pipeline.training.checkpoint import FolderKeeper
-from pipeline.training.trainer import Phase
+from pipeline.training.checkpoint import LocalCheckpointManager
+from pipeline.training.trainer import Trainer
 from tests.conftest import tiny
 
 
@@ -55,7 +55,9 @@ def train(train_shards: Shards, val_shards: Shards, folder: Path) -> dict[str, t
     torch.manual_seed(0)
     net = FCN(Blueprint("efficientnet_lite0", 5, 32))
     phase = PhaseSpec(stride=32, epochs=2)
-    Phase(net, recipe.finetune, phase, 0, train_shards, val_shards).run(FolderKeeper(folder))
+    Trainer(net, recipe.finetune, phase, 0, train_shards, val_shards).run(
+        LocalCheckpointManager(folder)
+    )
     return net.state_dict()
 
 

@@ -17,12 +17,12 @@ from pipeline.config.schema import ClusterSpec, TrackingSpec
 from pipeline.data.shards import Shards
 from pipeline.flow import plan
 from pipeline.ops.drill import Training
-from pipeline.ops.faults import Ground, preempt_node
+from pipeline.ops.faults import RayUnderTest, preempt_node
 from pipeline.storage.store import Store
-from pipeline.tracking.client import Tracker
-from pipeline.training.checkpoint import FolderKeeper, newest, read_best, step_of
+from pipeline.tracking.client import TrackingClient
+from pipeline.training.checkpoint import LocalCheckpointManager, newest, read_best, step_of
 from pipeline.training.model import start_net
-from pipeline.training.trainer import Phase
+from pipeline.training.trainer import Trainer
 from tests.conftest import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
@@ -73,7 +73,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path) -> N
     assert stop, said
     last, _ = newest(next((tmp_path / "store").glob("runs/demo/*/")))
     assert step_of(last) == int(stop[2]) - 1
-    tracker = Tracker(TrackingSpec(), tmp_path / "store")
+    tracker = TrackingClient(TrackingSpec(), tmp_path / "store")
     statuses = [r.info.status for r in tracker.client.search_runs([tracker.experiment])]
     assert statuses == ["FAILED", "FAILED"]
 
@@ -99,7 +99,7 @@ def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkey
     )
     recipe = load_recipe("demo", [*values, f"store={tmp_path}/store"])
     phases = [step for step in plan(recipe, Store(recipe.store)) if step.stage == "finetune"]
-    ground = Ground(ClusterSpec(num_workers=1), None)
+    ground = RayUnderTest(ClusterSpec(num_workers=1), None)
     ground.start()
     try:
         arguments = ["demo", *(f"--set={value}" for value in values)]
@@ -120,7 +120,7 @@ def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkey
     finally:
         ground.stop()
 
-    key, tracker = phases[0].key, Tracker(TrackingSpec(), tmp_path / "store")
+    key, tracker = phases[0].key, TrackingClient(TrackingSpec(), tmp_path / "store")
     steps = [step for step, _ in tracker.history(tracker.find_phase(key), "train/loss")]
     assert steps == list(range(1, 181))
     require_as_alone(load_file(newest(training.run)[0] / NET), recipe, tmp_path)
@@ -132,12 +132,12 @@ def require_as_alone(theirs, recipe, folder: Path) -> None:
     start = next((recipe.store / "weights").iterdir())
     net = start_net(recipe, 8, start)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    alone = Phase(
+    alone = Trainer(
         net,
         *(recipe.finetune, recipe.phases[0], recipe.seed),
         *(Shards(files["train"]), Shards(files["val"])),
     )
-    alone.run(FolderKeeper(folder / "alone"))
+    alone.run(LocalCheckpointManager(folder / "alone"))
     after = net.state_dict()
     moved = max(float((after[k] - before[k]).abs().max()) for k in before)
     apart = max(float((after[k] - theirs[k]).abs().max()) for k in before)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import TrackingSpec
-from pipeline.tracking.client import Tracker
+from pipeline.tracking.client import TrackingClient
 from tests.transcript import ROOT, Head, head, record, shape
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -50,7 +50,7 @@ def test_a_job_is_followed_left_alone_stopped_and_goes_on_as_documented(cluster,
     step = re.search(r"stopped after step (\d+) of 30", recorded)
     assert step
     assert 0 < int(step[1]) < 30
-    mlflow = Tracker(TrackingSpec(), cluster.store)
+    mlflow = TrackingClient(TrackingSpec(), cluster.store)
     runs = mlflow.client.search_runs([mlflow.experiment])
     assert [run.info.status for run in runs] == ["FINISHED"] * 2
     child = next(run.info.run_id for run in runs if "mlflow.parentRunId" in run.data.tags)

@@ -15,14 +15,14 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.config.schema import ClusterSpec
 from pipeline.ops import node_probe
-from pipeline.ops.checks import Needs, Node, Skew, judge
-from pipeline.ops.node_probe import Facts, Probe, Question
+from pipeline.ops.checks import Node, Requirements, Skew, judge
+from pipeline.ops.node_probe import NodeReport, Probe, ProbeRequest
 from pipeline.ops.preflight import measure_skew
 from pipeline.storage.object_store import Remote
 from tests.conftest import TINY
 
 GIB = 1 << 30
-FACTS = Facts(
+FACTS = NodeReport(
     host="a",
     versions={"python": "3.11.9", "torch": "2.15.0+cpu", node_probe.SOURCE: "aa"},
     unwritable=None,
@@ -35,14 +35,14 @@ FACTS = Facts(
 )
 DRIVER = Node("driver", cpus=2, gpus=0, drives=True, facts=FACTS, skew=Skew(0.0, 1e-3))
 OTHER = replace(DRIVER, name="other", drives=False, facts=replace(FACTS, host="b"))
-NEEDS = Needs(ClusterSpec(), Path("/store"), GIB, GIB, mlflow="http://mlflow:5000")
+NEEDS = Requirements(ClusterSpec(), Path("/store"), GIB, GIB, mlflow="http://mlflow:5000")
 
 
 def told(node: Node, **facts) -> Node:
     return replace(node, facts=replace(node.facts, **facts))
 
 
-def found(needs: Needs, *nodes: Node) -> dict[str, list[str]]:
+def found(needs: Requirements, *nodes: Node) -> dict[str, list[str]]:
     """Level and result of the findings that are not well, by check."""
     bad = {}
     for finding in judge(needs, nodes):
@@ -186,7 +186,7 @@ def test_skew_is_within_its_uncertainty(ahead_s) -> None:
 
 
 def test_two_nodes_with_one_store_see_each_other_and_leave_nothing(tmp_path) -> None:
-    asked = Question(tmp_path / "not" / "yet" / "store", "token", inputs=(tmp_path / "no",))
+    asked = ProbeRequest(tmp_path / "not" / "yet" / "store", "token", inputs=(tmp_path / "no",))
     probes = {name: Probe(name, asked) for name in ("a", "b")}
     facts = {name: probe.look() for name, probe in probes.items()}
     assert [f.unwritable for f in facts.values()] == [None, None]
@@ -202,14 +202,14 @@ def test_two_nodes_with_one_store_see_each_other_and_leave_nothing(tmp_path) -> 
 
 def test_a_folder_of_ones_own_is_told_from_a_shared_one(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(node_probe, "SEEN_S", 0.1)
-    mine, theirs = (Probe(name, Question(tmp_path / name, "token")) for name in ("a", "b"))
+    mine, theirs = (Probe(name, ProbeRequest(tmp_path / name, "token")) for name in ("a", "b"))
     mine.look(), theirs.look()
     assert mine.unseen(["a", "b"]) == ["b"]
     assert theirs.unseen(["a", "b"]) == ["a"]
 
 
 def test_two_nodes_with_one_bucket_see_each_other_and_leave_nothing(s3, monkeypatch) -> None:
-    probes = {name: Probe(name, Question(s3, "token")) for name in ("a", "b")}
+    probes = {name: Probe(name, ProbeRequest(s3, "token")) for name in ("a", "b")}
     assert [probe_.look().unwritable for probe_ in probes.values()] == [None, None]
     assert probes["a"].unseen(["a", "b"]) == probes["b"].unseen(["a", "b"]) == []
     monkeypatch.setattr(node_probe, "SEEN_S", 0.1)
@@ -220,7 +220,7 @@ def test_two_nodes_with_one_bucket_see_each_other_and_leave_nothing(s3, monkeypa
         probe_.tidy(())
     assert Remote(s3).names("") == []
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    assert "see that the bucket is there" in Probe("a", Question(s3, "token")).look().unwritable
+    assert "see that the bucket is there" in Probe("a", ProbeRequest(s3, "token")).look().unwritable
 
 
 def test_an_object_store_has_remedies_of_its_own() -> None:
@@ -239,7 +239,7 @@ def test_an_object_store_has_remedies_of_its_own() -> None:
 
 def test_a_store_that_cannot_be_written_says_why_and_leaves_what_was_there(tmp_path) -> None:
     (tmp_path / "file").write_text("in the way")
-    facts = Probe("a", Question(tmp_path / "file" / "store", "token")).look()
+    facts = Probe("a", ProbeRequest(tmp_path / "file" / "store", "token")).look()
     assert facts.unwritable.startswith("Not a directory")
     assert facts.made == ()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -24,7 +24,7 @@ from pipeline.stages.finetune import TrainedNet
 from pipeline.storage.cache import MirroredStore, open_store
 from pipeline.storage.object_store import Remote
 from pipeline.storage.store import MANIFEST, Store, here
-from pipeline.training.checkpoint import Best, Cursor, save_state, step_of
+from pipeline.training.checkpoint import BestNet, TrainState, save_state, step_of
 from pipeline.training.trail import RemoteTrail, trail_of
 from tests.conftest import tiny
 
@@ -295,7 +295,7 @@ def checkpoints(tmp_path_factory) -> dict[int, Path]:
     folders = {}
     for step in (4, 8, 12):
         folders[step] = tmp_path_factory.mktemp("checkpoint")
-        cursor = Cursor(step, Best(step, {"val/mean_iu": 0.5}, net.state_dict()))
+        cursor = TrainState(step, BestNet(step, {"val/mean_iu": 0.5}, net.state_dict()))
         save_state(folders[step], net, optimizer, cursor)
     return folders
 

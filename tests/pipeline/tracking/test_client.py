@@ -17,13 +17,13 @@ from pipeline.config.schema import TrackingSpec
 from pipeline.errors import OutageError, TrackingError
 from pipeline.stages.gate import decide
 from pipeline.tracking import owner
-from pipeline.tracking.client import Tracker, speaking
+from pipeline.tracking.client import TrackingClient, speaking
 from pipeline.tracking.packages import installed
 
 
 @pytest.fixture(scope="module")
-def tracker(tmp_path_factory) -> Tracker:
-    return Tracker(TrackingSpec(), tmp_path_factory.mktemp("mlflow"))
+def tracker(tmp_path_factory) -> TrackingClient:
+    return TrackingClient(TrackingSpec(), tmp_path_factory.mktemp("mlflow"))
 
 
 def test_a_run_is_found_again_by_its_fingerprint_and_repeated_steps_are_logged_once(
@@ -155,9 +155,9 @@ def test_only_what_may_mend_itself_is_an_outage(error, kind) -> None:
 
 def test_a_server_that_is_away_and_a_typing_error_are_told_apart(tmp_path) -> None:
     with pytest.raises(OutageError, match="Connection refused"):
-        Tracker(TrackingSpec(uri="http://127.0.0.1:9"), tmp_path)
+        TrackingClient(TrackingSpec(uri="http://127.0.0.1:9"), tmp_path)
     with pytest.raises(TrackingError, match="unsupported URI") as told:
-        Tracker(TrackingSpec(uri="htpp://127.0.0.1:9"), tmp_path)
+        TrackingClient(TrackingSpec(uri="htpp://127.0.0.1:9"), tmp_path)
     assert type(told.value) is TrackingError
 
 

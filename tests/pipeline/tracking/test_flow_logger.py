@@ -8,8 +8,8 @@ import pytest
 from pipeline.config.schema import TrackingSpec
 from pipeline.flow import Flow
 from pipeline.storage.store import Mark
-from pipeline.tracking.client import Tracker
-from pipeline.tracking.flow_logger import Tracked
+from pipeline.tracking.client import TrackingClient
+from pipeline.tracking.flow_logger import FlowLogger
 from pipeline.tracking.run_logger import status_after
 from pipeline.training.checkpoint import History
 from tests.conftest import tiny
@@ -21,12 +21,12 @@ HISTORY = [*((step, {"train/loss": 1.0 / step}) for step in range(1, 7)), (6, {"
 def store(tmp_path_factory) -> Path:
     """With an MLflow database, which takes seconds to make."""
     folder = tmp_path_factory.mktemp("store")
-    Tracker(TrackingSpec(), folder)
+    TrackingClient(TrackingSpec(), folder)
     return folder
 
 
-def told(store: Path, name: str) -> Tracked:
-    return Tracked(tiny(), store, name, lambda key: Mark(store / "marks" / key))
+def told(store: Path, name: str) -> FlowLogger:
+    return FlowLogger(tiny(), store, name, lambda key: Mark(store / "marks" / key))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_ends_a_flow_is_the_status_of_its_runs(store, error, status) -> Non
 
     with pytest.raises(type(error)):
         flow()
-    tracker = Tracker(TrackingSpec(), store)
+    tracker = TrackingClient(TrackingSpec(), store)
     parent = tracker.find_run(status)
     child = tracker.find_run(f"{status}-phase", parent)
     for run in (parent, child):
@@ -90,7 +90,7 @@ def test_the_next_command_tells_what_a_phase_had_to_tell_and_the_one_after_nothi
     store, finished
 ) -> None:
     phase = finished.steps["finetune-8s"]
-    tracker = Tracker(TrackingSpec(), store)
+    tracker = TrackingClient(TrackingSpec(), store)
     begun = tracker.open_run("finetune-8s", phase.key, tracker.open_run("demo", phase.key))
     tracker.log_rows(begun, HISTORY[:4], 1)  # MLflow went away after these
 

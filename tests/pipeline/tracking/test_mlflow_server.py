@@ -11,7 +11,7 @@ from mlflow.artifacts import load_text
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import OutageError, RecipeError, TrackingError
 from pipeline.ops.node_probe import why_unreachable
-from pipeline.tracking.client import Tracker, greet
+from pipeline.tracking.client import TrackingClient, greet
 from tests.conftest import tiny
 from tests.server import Server
 
@@ -72,7 +72,7 @@ def test_whoever_has_no_password_is_told_which_variables_to_set(
 ) -> None:
     become(*user)
     spec = TrackingSpec(uri=server.uri)
-    for speak in (lambda: Tracker(spec, tmp_path), lambda: greet(spec)):
+    for speak in (lambda: TrackingClient(spec, tmp_path), lambda: greet(spec)):
         with pytest.raises(TrackingError, match="401") as told:
             speak()
         assert not isinstance(told.value, OutageError)  # waiting would not help
@@ -85,13 +85,13 @@ def test_with_the_password_a_run_is_written_and_read_back(server, become, tmp_pa
     become(*TRAINER)
     spec = TrackingSpec(uri=server.uri)
     greet(spec)
-    tracker = Tracker(spec, tmp_path)
+    tracker = TrackingClient(spec, tmp_path)
     run = tracker.open_run("flow", "abc")
     tracker.log_params(run, {"net.stride": "8"})
     tracker.log_rows(run, [(step, {"train/loss": 1.0 / step}) for step in (1, 2, 3)], 1)
     tracker.log_text(run, "name: mine", "recipe.yaml")
     tracker.close_run(run, "FINISHED")
-    again = Tracker(spec, tmp_path)
+    again = TrackingClient(spec, tmp_path)
     assert again.find_run("abc") == run
     assert again.history(run, "train/loss") == [(s, 1.0 / s) for s in (1, 2, 3)]
     found = again.client.get_run(run)
@@ -101,7 +101,7 @@ def test_with_the_password_a_run_is_written_and_read_back(server, become, tmp_pa
 
 def test_what_belongs_to_another_user_is_refused_with_a_remedy(server, become, tmp_path) -> None:
     become(*ADMIN)
-    Tracker(TrackingSpec(uri=server.uri, experiment="secret"), tmp_path)
+    TrackingClient(TrackingSpec(uri=server.uri, experiment="secret"), tmp_path)
     become(*TRAINER)
     with pytest.raises(TrackingError, match=r"403.*trainer may not.*tracking\.experiment"):
         greet(TrackingSpec(uri=server.uri, experiment="secret"))

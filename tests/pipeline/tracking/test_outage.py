@@ -13,8 +13,8 @@ from pipeline.config.schema import TrackingSpec
 from pipeline.errors import TrackingError
 from pipeline.storage.store import Mark
 from pipeline.tracking import retry_queue
-from pipeline.tracking.client import Tracker
-from pipeline.tracking.flow_logger import Tracked
+from pipeline.tracking.client import TrackingClient
+from pipeline.tracking.flow_logger import FlowLogger
 from tests.conftest import tiny
 from tests.server import Server
 
@@ -26,9 +26,9 @@ def server(tmp_path_factory) -> Iterator[Server]:
     one.kill()
 
 
-def tracked(server: Server, folder: Path, name: str, max_wait_s: float) -> Tracked:
+def tracked(server: Server, folder: Path, name: str, max_wait_s: float) -> FlowLogger:
     recipe = tiny(f"tracking.uri={server.uri}", f"tracking.max_wait_s={max_wait_s}")
-    return Tracked(recipe, folder, name, lambda key: Mark(folder / key / "tracked"))
+    return FlowLogger(recipe, folder, name, lambda key: Mark(folder / key / "tracked"))
 
 
 def row(step: int) -> list[tuple[int, dict[str, float]]]:
@@ -77,11 +77,11 @@ def test_while_it_is_away_nothing_waits_and_when_it_is_back_every_row_is_there_o
 def test_over_http_too_a_metric_sent_twice_is_stored_once(server, tmp_path) -> None:
     server.require()
     spec = TrackingSpec(uri=server.uri)
-    first = Tracker(spec, tmp_path)
+    first = TrackingClient(spec, tmp_path)
     run = first.open_run("phase", "resent")
     rows = [(step, {"train/loss": 1.0, "val/mean_iu": math.nan}) for step in range(1, 21)]
     first.log_rows(run, rows[:15], 11)
-    Tracker(spec, tmp_path).log_rows(run, rows, 11)  # knows nothing of what was sent
+    TrackingClient(spec, tmp_path).log_rows(run, rows, 11)  # knows nothing of what was sent
     assert [step for step, _ in first.history(run, "train/loss")] == list(range(1, 21))
     assert [step for step, _ in first.history(run, "val/mean_iu")] == list(range(1, 21))
 

@@ -13,9 +13,9 @@ from pipeline.training.checkpoint import (
     BEST,
     MANIFEST,
     RAYS_LIST,
-    Best,
-    Cursor,
+    BestNet,
     History,
+    TrainState,
     damage,
     load_state,
     newest,
@@ -36,7 +36,7 @@ def run(tmp_path, net):
     """Three checkpoints, named as Ray names them: by time."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for step in (4, 8, 12):
-        cursor = Cursor(step, Best(4, {"val/mean_iu": 0.5}, net.state_dict()))
+        cursor = TrainState(step, BestNet(4, {"val/mean_iu": 0.5}, net.state_dict()))
         cursor.history.add(step, {"train/loss": 1 / step})
         folder = tmp_path / f"checkpoint_2026-01-01_00-00-{step:02d}"
         folder.mkdir()

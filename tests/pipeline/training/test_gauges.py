@@ -7,9 +7,9 @@ import urllib.request
 import pytest
 import ray
 
-from pipeline.training.gauges import EpochPace, Gauges, verdict
-from pipeline.training.trainer import Pace, Team
-from tests.pipeline.training.test_trainer import FolderKeeper, phase
+from pipeline.training.gauges import EpochThroughput, WorkerGauges, verdict
+from pipeline.training.trainer import DistContext, StepTiming
+from tests.pipeline.training.test_trainer import LocalCheckpointManager, phase
 
 
 def rows(*steps: tuple[float, float, float]):
@@ -19,7 +19,7 @@ def rows(*steps: tuple[float, float, float]):
 
 def test_an_epoch_is_summed_up_by_time_not_by_steps() -> None:
     """One step a hundred times as slow as the others, all of it waiting, decides the epoch."""
-    paces = EpochPace()
+    paces = EpochThroughput()
     assert paces.add(rows((0.5, 100.0, 0.0))) is None
     assert paces.add([(1, {"val/mean_iu": 0.5})]) is None
     said = paces.add(rows((1.0, 1.0, 1.0)))
@@ -30,7 +30,7 @@ def test_an_epoch_is_summed_up_by_time_not_by_steps() -> None:
 
 
 def test_of_epochs_told_again_the_last_is_summed_up() -> None:
-    said = EpochPace().add(rows((1.0, 5.0, 0.0), (2.0, 4.0, 0.0), (2.5, 3.0, 0.0)))
+    said = EpochThroughput().add(rows((1.0, 5.0, 0.0), (2.0, 4.0, 0.0), (2.5, 3.0, 0.0)))
     assert said.startswith("epoch 2: 4.0 images/s")
 
 
@@ -41,7 +41,7 @@ def test_the_verdict_changes_once() -> None:
 
 
 def test_waiting_for_a_slow_loader_is_seen_by_the_loop(tiny_shards, tmp_path, monkeypatch) -> None:
-    paces: list[Pace] = []
+    paces: list[StepTiming] = []
     told: list = []
     work = phase(tiny_shards, "finetune.batch_norm=frozen", epochs=1, emit=told.extend)
     work.watch = paces.append
@@ -53,7 +53,7 @@ def test_waiting_for_a_slow_loader_is_seen_by_the_loop(tiny_shards, tmp_path, mo
             yield micro_batches
 
     monkeypatch.setattr(work, "_feed", slow_feed)
-    work.run(FolderKeeper(tmp_path))
+    work.run(LocalCheckpointManager(tmp_path))
     assert [pace.images for pace in paces] == [8, 8, 6]
     assert all(0.3 <= pace.wait_s < pace.whole_s for pace in paces)
     fractions = [m["perf/wait_frac"] for _, m in told if "perf/wait_frac" in m]
@@ -64,9 +64,9 @@ def test_waiting_for_a_slow_loader_is_seen_by_the_loop(tiny_shards, tmp_path, mo
 @ray.remote(num_cpus=0)
 class Worker:
     def work(self) -> None:
-        self.gauges = Gauges("demo", "finetune-8s", Team(rank=3))
+        self.gauges = WorkerGauges("demo", "finetune-8s", DistContext(rank=3))
         for _ in range(4):
-            self.gauges.show(Pace(images=8, wait_s=0.5, whole_s=2.0))
+            self.gauges.show(StepTiming(images=8, wait_s=0.5, whole_s=2.0))
 
 
 @pytest.mark.ray

@@ -7,14 +7,14 @@ import ray
 
 from pipeline.errors import ClusterError
 from pipeline.training import progress
-from pipeline.training.progress import NAMESPACE, Watcher, Worker
+from pipeline.training.progress import NAMESPACE, MetricsForwarder, Worker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def test_rows_reach_the_sink_in_the_order_in_which_they_came() -> None:
     took: list[tuple[int, dict[str, float]]] = []
-    with Watcher("FCN-8s", "key", 5, took.extend) as watcher:
+    with MetricsForwarder("FCN-8s", "key", 5, took.extend) as watcher:
         for step in range(1, 6):
             ray.get(watcher.telemetry.push.remote([(step, {"train/loss": float(step)})]))
         ray.get(watcher.telemetry.push.remote([(5, {"val/mean_iu": 0.5})]))
@@ -25,27 +25,30 @@ def test_rows_reach_the_sink_in_the_order_in_which_they_came() -> None:
 
 
 def test_others_see_the_newest_step_under_the_phases_name_until_it_ends() -> None:
-    with Watcher("FCN-8s", "seen", 9, lambda rows: None) as watcher:
+    with MetricsForwarder("FCN-8s", "seen", 9, lambda rows: None) as watcher:
         found = ray.get_actor("telemetry-seen", namespace=NAMESPACE)
         assert ray.get(found.step.remote()) == 0
         ray.get(watcher.telemetry.push.remote([(3, {}), (4, {})]))
         ray.get(watcher.telemetry.push.remote([(1, {}), (2, {})]))  # told again after a restart
         assert ray.get(found.step.remote()) == 4
-    with Watcher("FCN-8s", "seen", 9, lambda rows: None) as watcher:
+    with MetricsForwarder("FCN-8s", "seen", 9, lambda rows: None) as watcher:
         assert ray.get(watcher.telemetry.step.remote()) == 0
 
 
 def test_a_phase_that_another_driver_trains_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(progress, "NAME_FREE_S", 0.0)
     with (
-        Watcher("FCN-8s", "taken", 9, lambda rows: None),
+        MetricsForwarder("FCN-8s", "taken", 9, lambda rows: None),
         pytest.raises(ClusterError, match="telemetry-taken is taken"),
     ):
-        Watcher("FCN-8s", "taken", 9, lambda rows: None)
+        MetricsForwarder("FCN-8s", "taken", 9, lambda rows: None)
 
 
 def test_workers_hear_that_they_are_to_leave_and_what_they_say_is_logged(caplog) -> None:
-    with Watcher("FCN-8s", "leaving", 9, lambda rows: None) as watcher, caplog.at_level("WARNING"):
+    with (
+        MetricsForwarder("FCN-8s", "leaving", 9, lambda rows: None) as watcher,
+        caplog.at_level("WARNING"),
+    ):
         assert ray.get(watcher.telemetry.push.remote([(1, {})])) is False
         watcher.telemetry.say.remote("a checkpoint is damaged")
         watcher.leave()
@@ -56,7 +59,7 @@ def test_workers_hear_that_they_are_to_leave_and_what_they_say_is_logged(caplog)
 
 
 def test_workers_of_a_smaller_group_take_the_place_of_a_larger_one() -> None:
-    with Watcher("FCN-8s", "workers", 9, lambda rows: None) as watcher:
+    with MetricsForwarder("FCN-8s", "workers", 9, lambda rows: None) as watcher:
         for rank in (1, 0):
             watcher.telemetry.here.remote(Worker(rank, "node", 10 + rank), 2)
         assert [w.pid for w in ray.get(watcher.telemetry.workers.remote())] == [10, 11]
@@ -65,13 +68,16 @@ def test_workers_of_a_smaller_group_take_the_place_of_a_larger_one() -> None:
 
 
 def test_an_error_of_the_block_is_not_hidden() -> None:
-    with pytest.raises(KeyError), Watcher("FCN-8s", "key", 1, lambda rows: None):
+    with pytest.raises(KeyError), MetricsForwarder("FCN-8s", "key", 1, lambda rows: None):
         raise KeyError
 
 
 def test_what_training_waits_for_is_logged_at_the_end_of_an_epoch(monkeypatch, caplog) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     row = {"perf/epoch": 1.0, "perf/images_per_s": 4.0, "perf/wait_frac": 0.75}
-    with caplog.at_level("INFO"), Watcher("FCN-8s", "pace", 9, lambda rows: None) as watcher:
+    with (
+        caplog.at_level("INFO"),
+        MetricsForwarder("FCN-8s", "pace", 9, lambda rows: None) as watcher,
+    ):
         ray.get(watcher.telemetry.push.remote([(1, row)]))
     assert "FCN-8s epoch 1: 4.0 images/s, loader-bound (75% of the time" in caplog.text

@@ -14,12 +14,12 @@ from fcn.nets import FCN, Blueprint
 from pipeline.config.schema import PhaseSpec
 from pipeline.data.shards import Shards
 from pipeline.errors import TrainingError
-from pipeline.training.checkpoint import OPTIMIZER, FolderKeeper, newest, read_best
-from pipeline.training.trainer import Phase, Team, evaluate_split
+from pipeline.training.checkpoint import OPTIMIZER, LocalCheckpointManager, newest, read_best
+from pipeline.training.trainer import DistContext, Trainer, evaluate_split
 from tests.conftest import tiny
 
 
-class Interrupted(FolderKeeper):
+class Interrupted(LocalCheckpointManager):
     """May stop the run after a checkpoint, as a kill would, or be asked to leave."""
 
     def __init__(
@@ -40,21 +40,21 @@ class Interrupted(FolderKeeper):
         return self.asked == self.leave_at
 
 
-def phase(shards, *overrides, team=None, double=False, emit=None, epochs=2) -> Phase:
+def phase(shards, *overrides, team=None, double=False, emit=None, epochs=2) -> Trainer:
     """A phase over a net with dropout; frozen batch normalisation unless overridden."""
     recipe = tiny("finetune.checkpoint_every_steps=2", *overrides)
     torch.manual_seed(0)
     net = FCN(Blueprint(recipe.net.backbone, 5, 8))
     for score in net.score.values():
         torch.nn.init.normal_(score.weight, std=0.01)
-    return Phase(
+    return Trainer(
         net=net.double() if double else net,
         spec=recipe.finetune,
         phase=PhaseSpec(stride=8, epochs=epochs),
         seed=0,
         train=shards["train"],
         val=shards["val"],
-        team=team or Team(),
+        team=team or DistContext(),
         emit=emit or (lambda rows: None),
     )
 
@@ -124,7 +124,7 @@ def test_a_run_killed_inside_any_micro_batch_ends_with_the_same_bits(
     assert largest_difference(weights(WHOLE["whole"].net), weights(resumed.net)) == 0
 
 
-WHOLE: dict[str, Phase] = {}
+WHOLE: dict[str, Trainer] = {}
 
 
 def test_a_run_asked_to_leave_saves_where_it_stands_and_goes_on_there(
@@ -165,7 +165,7 @@ def test_the_best_net_is_kept_however_training_ends(tiny_shards, tmp_path) -> No
     assert best.metrics["val/mean_iu"] == max(scores.values())
     assert best.step == max(scores, key=scores.get)
     work.net.load_state_dict(best.weights)
-    again = evaluate_split(work.net, tiny_shards["val"], Team(), 2, 0).scores().summary()
+    again = evaluate_split(work.net, tiny_shards["val"], DistContext(), 2, 0).scores().summary()
     assert again["mean_iu"] == best.metrics["val/mean_iu"]
 
 
@@ -183,7 +183,7 @@ def _one_of_several(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
     )
     shards = {split: Shards(paths) for split, paths in files.items()}
-    team = Team(rank, world_size)
+    team = DistContext(rank, world_size)
     work = phase(shards, *overrides, team=team, double=double, epochs=epochs)
     work.run(Interrupted(Path(folder) / f"rank-{rank}"))
     counts = [evaluate_split(work.net, shards[s], work.team, 2, 0).counts for s in ("val", "test")]
@@ -221,7 +221,8 @@ def test_several_workers_compute_what_one_computes(
     work = (world_size, files, str(tmp_path), double, epochs, chosen)
     mp.spawn(_one_of_several, work, nprocs=world_size, join=True)
     splits = [
-        evaluate_split(alone.net, tiny_shards[s], Team(), 2, 0).counts for s in ("val", "test")
+        evaluate_split(alone.net, tiny_shards[s], DistContext(), 2, 0).counts
+        for s in ("val", "test")
     ]
     for rank in range(world_size):
         state, counts = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -270,7 +271,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_images(
 
 def test_images_of_several_sizes_are_each_counted_once(tiny_shards) -> None:
     net = FCN(Blueprint("resnet18", 5, 32))
-    confusion = evaluate_split(net, tiny_shards["val"], Team(), 3, 0)
+    confusion = evaluate_split(net, tiny_shards["val"], DistContext(), 3, 0)
     valid = sum(
         int((tiny_shards["val"].image_label(i)[1] != 255).sum())
         for i in range(len(tiny_shards["val"]))
@@ -297,7 +298,7 @@ def test_every_backbone_trains_a_step(tiny_shards, tmp_path, backbone) -> None:
     net = FCN(Blueprint(backbone, 5, 8))
     first = next(net.backbone.trunk["8"].parameters())
     before = first.detach().clone()
-    work = Phase(
+    work = Trainer(
         net, recipe.finetune, PhaseSpec(stride=8, epochs=2), 0, train["train"], train["val"]
     )
     best = work.run(Interrupted(tmp_path)).best
