@@ -22,13 +22,11 @@ from pydantic import BaseModel
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec, Split
+from pipeline.results import Dataset, Evaluation, Registered, TrainedNet, Transplanted
 from pipeline.storage.cache import MirroredStore, open_store
 from pipeline.storage.store import KINDS, Mark, Place, Store, fingerprint
 
 if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` needs no torch or ray
-    from pipeline.stages.finetune import TrainedNet
-    from pipeline.stages.ingest import Dataset
-    from pipeline.stages.register import Registered
     from pipeline.storage.locks import Lock
     from pipeline.tracking.flow_logger import FlowLogger
     from pipeline.tracking.run_logger import RunLogger
@@ -254,9 +252,7 @@ class Flow:
     def _ingest(self, step: Step) -> None:
         from pipeline.stages import ingest
 
-        data = self._once(
-            step, ingest.Dataset, lambda: ingest.run(self.recipe, self.store, step.key)
-        )
+        data = self._once(step, Dataset, lambda: ingest.run(self.recipe, self.store, step.key))
         if self._runs:
             self._runs.dataset(data, self.store.uri(data.folder))
 
@@ -284,7 +280,6 @@ class Flow:
 
     def _transplant(self, step: Step, surgery: PendingTransplant | None) -> None:
         from pipeline import cluster
-        from pipeline.stages.transplant import Transplanted
 
         if surgery:
             began = time.perf_counter()
@@ -311,7 +306,7 @@ class Flow:
             num_train=data.counts["train"],
             start=start and self.store.anywhere(start),
             receipt=start if before == ["transplant"] else None,
-            rows=data.rows_by_split(),
+            rows={split: data.shard_rows(split) for split in data.files},
         )
 
         def compute() -> TrainedNet:
@@ -320,7 +315,7 @@ class Flow:
                 return finetune.run(self.recipe, self.store, step.key, job, sink)
 
         untold = self._untold(step)
-        trained = self._once(step, finetune.TrainedNet, compute)
+        trained = self._once(step, TrainedNet, compute)
         if self._tracked and untold:
             rows = checkpoint.History.read(trained.folder / checkpoint.HISTORY).rows()
             self._tracked.history(step.name, step.key, rows)
@@ -338,10 +333,10 @@ class Flow:
         net: TrainedNet = self._result(step.needs[-1])
         split = self.recipe.evaluate.split
         max_open = 2 if self.recipe.cluster.cache_gb else None  # they are read one after the other
-        shards = Shards(self._places(data, split), data.rows_by_split().get(split), max_open)
+        shards = Shards(self._places(data, split), data.shard_rows(split), max_open)
         scores = self._once(
             step,
-            evaluate.Evaluation,
+            Evaluation,
             lambda: evaluate.run(
                 self.recipe, self.store, step.key, self.store.anywhere(net.folder), shards
             ),
@@ -366,7 +361,7 @@ class Flow:
             self._tracked.note(scores, done.sentence())
             return done
 
-        self._once(step, register.Registered, compute)
+        self._once(step, Registered, compute)
 
     def _result(self, name: str) -> Any:  # noqa: ANN401 - the stage's own model
         return self.report.results[name]

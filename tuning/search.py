@@ -18,7 +18,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.errors import StoppedError, TrainingError
 from pipeline.flow import Flow
 from pipeline.logs import progress_bar
-from pipeline.stages.evaluate import Evaluation
+from pipeline.results import Evaluation
 from pipeline.storage.store import Store, fingerprint
 from pipeline.training.model import require_receipt
 from tuning.board import start_board
@@ -137,7 +137,12 @@ class Inputs:
             require_receipt(surgery.folder)
         self._files = {split: data.paths(split) for split in data.counts}
         start = surgery.folder if surgery else None
-        return Prepared(data.paths("train"), data.paths("val"), data.counts["train"], start)
+        return Prepared(
+            data.paths("train"),
+            data.paths("val"),
+            data.counts["train"],
+            start,
+        )
 
 
 def _space(recipe: Recipe, settings: Settings, num_train: int) -> Space:

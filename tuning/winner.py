@@ -9,6 +9,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.data.shards import Shards
 from pipeline.errors import RecipeError
 from pipeline.flow import Flow, Step
+from pipeline.results import Evaluation
 from pipeline.stages import evaluate, register
 from pipeline.stages.finetune import publish
 from pipeline.storage.store import Store, fingerprint
@@ -84,18 +85,18 @@ class Winner:
             publish(self.recipe, self.store, key, step.phase.stride, last)
         return self.store.folder(step.kind, key)
 
-    def score(self, net: Path, files: Callable[[str], list[Path]]) -> evaluate.Evaluation:
+    def score(self, net: Path, files: Callable[[str], list[Path]]) -> Evaluation:
         """Its scores, computed by the stage that computes those of a flow."""
         step = self.flow.steps["evaluate"]
         key = step.key if self.search.begun.scheduler != "pbt" else self._key
         with self.store.turn(step.kind, key, step.name) as plain:
             if plain is not None:
                 folder = {"folder": self.store.folder(step.kind, key)}
-                return evaluate.Evaluation.model_validate({**plain, **folder})
+                return Evaluation.model_validate({**plain, **folder})
             split = self.recipe.evaluate.split
             return evaluate.run(self.recipe, self.store, key, net, Shards(files(split)))
 
-    def register(self, net: Path, scores: evaluate.Evaluation, told: SearchLogger) -> str:
+    def register(self, net: Path, scores: Evaluation, told: SearchLogger) -> str:
         """A version that is called challenger, and not more: the gate is for `best --run`.
 
         The trial was chosen by the images that score it, so its score is a little better than it is.

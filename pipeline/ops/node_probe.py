@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.storage.object_store import Remote
+    from pipeline.storage.object_store import ObjectStore
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "albumentations", "fcn-pipeline")
 SOURCE = "fcn-pipeline's files"
@@ -137,10 +137,10 @@ class Bucket:
         self._remote.remove_folder(self._folder)
 
     @cached_property
-    def _remote(self) -> Remote:  # an address that cannot be opened is an answer of `leave`
-        from pipeline.storage.object_store import Remote  # noqa: PLC0415
+    def _remote(self) -> ObjectStore:  # an address that cannot be opened is an answer of `leave`
+        from pipeline.storage.object_store import ObjectStore  # noqa: PLC0415
 
-        return Remote(self._uri)
+        return ObjectStore(self._uri)
 
 
 class Probe:

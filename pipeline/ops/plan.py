@@ -12,7 +12,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec
 from pipeline.data.sampler import steps_per_epoch
 from pipeline.flow import Flow, Report, Step
-from pipeline.storage.store import RECEIPT
+from pipeline.results import RECEIPT
 
 
 def outlook(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:

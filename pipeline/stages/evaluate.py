@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
-from pydantic import BaseModel
 
 from fcn.metrics import Confusion, Scores
 from fcn.predict import predict
@@ -17,37 +16,16 @@ from fcn.weights import load_net
 from pipeline import cluster
 from pipeline.cluster import set_threads, task_options
 from pipeline.config.recipe import Recipe
-from pipeline.config.schema import Split
 from pipeline.data.loader import eval_batches
 from pipeline.data.sampler import share
 from pipeline.data.shards import Shards
 from pipeline.logs import progress_bar
+from pipeline.results import Evaluation
 from pipeline.storage.store import Place, Store, here
 from pipeline.tracking import plots
 from pipeline.training.trainer import DistContext, count_errors, require_all_seen
 
 TASKS_PER_WORKER = 2
-
-
-class Evaluation(BaseModel):
-    """What the stage leaves behind; `folder` also holds confusion.json and plots."""
-
-    folder: Path
-    split: Split
-    num_images: int
-    pixel_accuracy: float
-    mean_accuracy: float
-    mean_iu: float
-    frequency_weighted_iu: float
-    class_iu: dict[str, float | None]
-    """None: the class is nowhere in the split and was never predicted."""
-
-    def metrics(self) -> dict[str, float]:
-        """By name, for tracking; classes without an IU are left out."""
-        names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
-        found = {f"{self.split}/{name}": getattr(self, name) for name in names}
-        classes = {f"{self.split}/iu/{k}": v for k, v in self.class_iu.items() if v is not None}
-        return found | classes | {f"{self.split}/num_images": float(self.num_images)}
 
 
 def run(recipe: Recipe, store: Store, key: str, net: Place, shards: Shards) -> Evaluation:

@@ -18,7 +18,6 @@ from typing import Any
 
 import ray
 import ray.train as train
-from pydantic import BaseModel
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
@@ -32,12 +31,12 @@ from pipeline.config.schema import PhaseSpec, Split, Stride
 from pipeline.data.sampler import steps_per_epoch
 from pipeline.data.shards import Shards
 from pipeline.errors import ClusterError, PipelineError, StoppedError, StoreError, TrainingError
+from pipeline.results import TrainedNet
 from pipeline.storage.cache import require_room
 from pipeline.storage.store import Place, Store, fingerprint, says_full
 from pipeline.training.checkpoint import (
     HISTORY,
     KEPT,
-    Metrics,
     Row,
     TrainState,
     load_state,
@@ -75,15 +74,6 @@ class FinetuneInputs:
     def steps(self, recipe: Recipe) -> int:
         """Optimiser steps to its end."""
         return self.phase.epochs * steps_per_epoch(self.num_train, recipe.finetune.global_batch)
-
-
-class TrainedNet(BaseModel):
-    """What a phase leaves behind: its best net by validation."""
-
-    folder: Path
-    steps: int
-    metrics: Metrics
-    """Of the validation at which the net was the best."""
 
 
 class RayCheckpointManager:

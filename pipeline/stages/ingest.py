@@ -15,7 +15,6 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel
 
 from fcn.labels import VOID, ClassTable
 from pipeline import cluster
@@ -33,40 +32,10 @@ from pipeline.data.shards import (
 from pipeline.data.sources import Sample, Source, open_source
 from pipeline.errors import DataError
 from pipeline.logs import progress_bar
+from pipeline.results import Dataset
 from pipeline.storage.store import OBJECTS, Part, Store
 
 log = logging.getLogger(__name__)
-
-
-class Dataset(BaseModel):
-    """What the stage leaves behind: shards by split and what is in them."""
-
-    folder: Path
-    files: dict[Split, list[str]]
-    counts: dict[Split, int]
-    class_px: dict[Split, list[int]]
-    rows: dict[str, int] = {}
-    """By shard; empty in data sets of an earlier version."""
-    num_seen: int
-    num_quarantined: int
-    digest: str
-    """Of the content of all accepted samples, in order."""
-
-    def paths(self, split: Split) -> list[Path]:
-        """The shards of a split.
-
-        Raises:
-            DataError: there is no such split.
-        """
-        if split not in self.files:
-            raise DataError(f"the data set has no split {split}; it has {', '.join(self.files)}")
-        return [self.folder / name for name in self.files[split]]
-
-    def rows_by_split(self) -> dict[Split, list[int]]:
-        """Rows of each shard; empty where they have to be counted."""
-        if not self.rows:
-            return {}
-        return {split: [self.rows[name] for name in names] for split, names in self.files.items()}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
 from fcn.backbones import BACKBONES
@@ -16,7 +15,8 @@ from fcn.weights import class_table, load_net, read_about, read_weights, save_ne
 from pipeline.config.recipe import Recipe
 from pipeline.data.sampler import seed_of
 from pipeline.errors import WeightsError
-from pipeline.storage.store import RECEIPT, Store
+from pipeline.results import RECEIPT, Transplanted
+from pipeline.storage.store import Store
 from pipeline.training.model import blueprint
 from pipeline.training.pretrained import (
     PACKAGE,
@@ -25,20 +25,6 @@ from pipeline.training.pretrained import (
     run_net,
     source_state,
 )
-
-
-class Transplanted(BaseModel):
-    """What the stage leaves behind: a net ready for fine-tuning, and its receipt."""
-
-    folder: Path
-    source: str
-    copied: int
-    reshaped: int
-    initialised: int
-    dropped: int
-    max_difference: float
-    tolerance: float
-    proof: str
 
 
 def run(recipe: Recipe, store: Store, key: str) -> Transplanted:

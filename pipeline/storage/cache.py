@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.errors import StoreError
-from pipeline.storage.object_store import Remote, Sum
+from pipeline.storage.object_store import FileDigest, ObjectStore
 from pipeline.storage.store import (
     DRAFT,
     MANIFEST,
@@ -65,9 +65,9 @@ class Object:
     size_bytes: int
 
     @property
-    def sum(self) -> Sum:
+    def sum(self) -> FileDigest:
         """What proves that a copy is whole."""
-        return Sum(self.sha256, self.size_bytes)
+        return FileDigest(self.sha256, self.size_bytes)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def require_room(
 class RemoteMark(Mark):
     """An empty object that says that something was done, whichever machine did it."""
 
-    def __init__(self, remote: Remote, name: str) -> None:
+    def __init__(self, remote: ObjectStore, name: str) -> None:
         super().__init__(Path(name))
         self._remote, self._name = remote, name
 
@@ -133,7 +133,7 @@ class RemoteMark(Mark):
 class UploadedPart(Part):
     """A file of a draft that is uploaded once it is written; whoever changes it downloads it first."""
 
-    def __init__(self, remote: Remote, prefix: str, name: str, *, written: bool) -> None:
+    def __init__(self, remote: ObjectStore, prefix: str, name: str, *, written: bool) -> None:
         super().__init__(Path(name))
         self._remote, self._object, self._written = remote, f"{prefix}/{name}", written
 
@@ -153,7 +153,7 @@ class MirroredStore(Store):
     """Results in an object store; `root` is this machine's mirror of it."""
 
     def __init__(self, uri: str, cache_gb: float | None = None) -> None:
-        self.remote, self.cache_gb = Remote(uri), cache_gb
+        self.remote, self.cache_gb = ObjectStore(uri), cache_gb
         super().__init__(mirror_of(uri))
         self._known: dict[str, dict[str, Object]] = {}
 
@@ -308,11 +308,11 @@ class MirroredStore(Store):
             f"remove {result}/{MANIFEST} there, and the same command makes it again"
         )
 
-    def _get(self, known: Object, draft: Path) -> Sum:
+    def _get(self, known: Object, draft: Path) -> FileDigest:
         try:
             return self.remote.get(known.name, draft)
         except FileNotFoundError:
-            return Sum("none", 0)
+            return FileDigest("none", 0)
 
     def _guard(self, path: str) -> FileLock:
         """One process of this machine at a time."""

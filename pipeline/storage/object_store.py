@@ -1,99 +1,124 @@
-"""A folder in an object store, on any file system that pyarrow knows: s3://, gs://, abfs://, hdfs://."""
+"""Files below a root on any file system that pyarrow knows: a folder, s3://, gs://, abfs://, hdfs://."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from pipeline.errors import StoreError
 
+URI = r"^[a-z][a-z0-9+.-]*://"
+"""How the URI of an object store begins."""
 CHUNK_BYTES = 8 << 20
 FLAT = ("s3", "gcs", "abfs")
-"""Where folders are but a part of names; elsewhere they have to be made."""
+"""File systems in which folders are only a part of names; elsewhere they have to be made."""
 
 
-class Sum(NamedTuple):
-    """What proves that a file is whole."""
+class FileDigest(NamedTuple):
+    """What proves that a copy of a file is whole."""
 
     sha256: str
     size_bytes: int
 
 
-class Remote:
-    """The folder of a URI; names are relative to it.
+class ObjectStore:
+    """The files below a folder or a URI; all names are relative to it.
 
-    It travels as its URI: credentials are those of the machine on which it is used.
+    It is pickled as its root alone: credentials are those of the machine on which it is used.
 
     Raises:
-        StoreError: no such kind of file system, or it cannot be reached.
+        StoreError: there is no such kind of file system, or it cannot be reached.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        with self._said("cannot be opened"):
-            self.filesystem, base = FileSystem.from_uri(uri)
-        self.base: str = base.rstrip("/")
+    def __init__(self, root: Path | str) -> None:
+        if re.match(URI, str(root)):
+            self.uri = str(root)
+            with self._explained("cannot be opened"):
+                self.filesystem, base = FileSystem.from_uri(self.uri)
+            self.base: str = base.rstrip("/")
+            self.local = Path(base) if self.filesystem.type_name == "local" else None
+        else:
+            self.local = Path(root).absolute()
+            self.uri = self.base = str(self.local)
+            self.filesystem = LocalFileSystem()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Remote, (self.uri,)
+        return ObjectStore, (self.uri,)
 
     def address(self, name: str) -> str:
         """The URI of a file or a folder, without the options of the connection."""
+        if self.local is not None:
+            return (self.local / name).as_uri()
         return f"{self.uri.partition('?')[0].rstrip('/')}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """A small file, None if there is none."""
-        with self._said(f"{name} cannot be read"):
+        """The content of a small file, None if there is none."""
+        with self._explained(f"{name} cannot be read"):
             try:
-                with self.filesystem.open_input_stream(self._path(name)) as source:
+                with self.filesystem.open_input_stream(
+                    self._path(name), compression=None
+                ) as source:
                     return bytes(source.read())
             except FileNotFoundError:
                 return None
 
     def write(self, name: str, content: bytes) -> None:
-        """A small file: all of it is there, or what was there before."""
-        with self._said(f"{name} cannot be written"), self._sink(name) as sink:
-            sink.write(content)
+        """Write a small file: all of it is there afterwards, or what was there before."""
+        with self._explained(f"{name} cannot be written"):
+            if self.local is None:
+                with self._sink(name) as sink:
+                    sink.write(content)
+            else:  # an object store replaces an object at once; on a disk it takes a rename
+                path = self.local / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+                try:
+                    draft.write_bytes(content)
+                    draft.replace(path)
+                finally:
+                    draft.unlink(missing_ok=True)
 
-    def put(self, source: Path, name: str) -> Sum:
-        """Upload a file."""
+    def put(self, source: Path, name: str) -> FileDigest:
+        """Copy a file of this machine here; hash it where it already is the file of that name."""
         content = hashlib.sha256()
-        with (
-            self._said(f"{name} cannot be written"),
-            source.open("rb") as file,
-            self._sink(name) as sink,
-        ):
-            while chunk := file.read(CHUNK_BYTES):
-                content.update(chunk)
-                sink.write(chunk)
-        return Sum(content.hexdigest(), source.stat().st_size)
+        with self._explained(f"{name} cannot be written"), source.open("rb") as file:
+            if self.local is not None and source == self.local / name:
+                digest = hashlib.file_digest(file, "sha256")
+                return FileDigest(digest.hexdigest(), source.stat().st_size)
+            with self._sink(name) as sink:
+                while chunk := file.read(CHUNK_BYTES):
+                    content.update(chunk)
+                    sink.write(chunk)
+        return FileDigest(content.hexdigest(), source.stat().st_size)
 
-    def get(self, name: str, target: Path) -> Sum:
-        """Download a file.
+    def get(self, name: str, target: Path) -> FileDigest:
+        """Copy a file to this machine.
 
         Raises:
             FileNotFoundError: it is not there.
-            OSError: no room for it on this machine's disk.
+            OSError: this machine's disk is full.
         """
         content, size = hashlib.sha256(), 0
-        with self._said(f"{name} cannot be read"):
-            source = self.filesystem.open_input_stream(self._path(name))
+        with self._explained(f"{name} cannot be read"):
+            source = self.filesystem.open_input_stream(self._path(name), compression=None)
         with source, target.open("wb") as file:
             while chunk := self._chunk(source, name):
                 content.update(chunk)
                 size += file.write(chunk)
-        return Sum(content.hexdigest(), size)
+        return FileDigest(content.hexdigest(), size)
 
-    def names(self, prefix: str) -> list[str]:
+    def names(self, prefix: str = "") -> list[str]:
         """All files below a folder, by their names relative to it."""
-        root = self._path(prefix)
-        with self._said(f"{prefix} cannot be listed"):
+        root = self._path(prefix).rstrip("/")
+        with self._explained(f"{prefix} cannot be listed"):
             found = self.filesystem.get_file_info(
                 FileSelector(root, recursive=True, allow_not_found=True)
             )
@@ -101,50 +126,71 @@ class Remote:
             info.path.removeprefix(f"{root}/") for info in found if info.type == FileType.File
         )
 
+    def folders(self, prefix: str = "") -> list[str]:
+        """The folders directly in a folder, by name."""
+        with self._explained(f"{prefix} cannot be listed"):
+            found = self.filesystem.get_file_info(
+                FileSelector(self._path(prefix).rstrip("/"), allow_not_found=True)
+            )
+        return sorted(info.base_name for info in found if info.type == FileType.Directory)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """The bytes of each file below a folder, by its name relative to it."""
+        root = self._path(prefix).rstrip("/")
+        with self._explained(f"{prefix} cannot be listed"):
+            found = self.filesystem.get_file_info(
+                FileSelector(root, recursive=True, allow_not_found=True)
+            )
+        return {
+            info.path.removeprefix(f"{root}/"): info.size
+            for info in found
+            if info.type == FileType.File
+        }
+
     def move(self, name: str, to: str) -> None:
         """Give a file another name."""
-        with self._said(f"{name} cannot be renamed"):
-            self._make_room(to)
+        with self._explained(f"{name} cannot be renamed"):
+            self._make_folder(to)
             self.filesystem.move(self._path(name), self._path(to))
 
     def remove(self, name: str) -> None:
-        """A file that may be there."""
-        with self._said(f"{name} cannot be removed"):
-            try:
-                self.filesystem.delete_file(self._path(name))
-            except FileNotFoundError:
-                return
+        """Remove a file, if it is there."""
+        with self._explained(f"{name} cannot be removed"), suppress(FileNotFoundError):
+            self.filesystem.delete_file(self._path(name))
 
     def remove_folder(self, name: str) -> None:
-        """A folder with all that is in it, if it is there."""
-        with self._said(f"{name} cannot be removed"):
-            try:
-                self.filesystem.delete_dir(self._path(name))
-            except FileNotFoundError:
-                return
+        """Remove a folder with all that is in it, if it is there; of a link, the link alone."""
+        if self.local is not None and (self.local / name).is_symlink():
+            (self.local / name).unlink()
+            return
+        with self._explained(f"{name} cannot be removed"), suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self.base}/{name}"
 
     def _sink(self, name: str) -> Any:  # noqa: ANN401 - pyarrow's stream
-        self._make_room(name)
-        return self.filesystem.open_output_stream(self._path(name))
+        self._make_folder(name)
+        return self.filesystem.open_output_stream(self._path(name), compression=None)
 
-    def _make_room(self, name: str) -> None:
+    def _make_folder(self, name: str) -> None:
         if self.filesystem.type_name not in FLAT:
             self.filesystem.create_dir(self._path(name).rpartition("/")[0], recursive=True)
 
     def _chunk(self, source: Any, name: str) -> bytes:  # noqa: ANN401 - pyarrow's stream
-        with self._said(f"{name} cannot be read"):
+        with self._explained(f"{name} cannot be read"):
             return bytes(source.read(CHUNK_BYTES))
 
     @contextmanager
-    def _said(self, what: str) -> Iterator[None]:
+    def _explained(self, what: str) -> Iterator[None]:
+        """Raise what the file system says as an error with a remedy; a full disk speaks for itself."""
         try:
             yield
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            if getattr(self, "local", None) is not None:
+                raise
             raise StoreError(
                 f"{self.uri}: {what}: {error}; see that the bucket is there, and that this machine "
                 "can reach it and may read and write it"

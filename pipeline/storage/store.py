@@ -27,8 +27,6 @@ KINDS = {
 }
 """The folder of each stage's results."""
 MANIFEST, RECORD = "manifest.json", "result.json"
-RECEIPT = "receipt.json"
-"""Beside a net into which weights were transplanted."""
 OBJECTS = "objects"
 """In a manifest: by the name of each file, its object, sha256 and size."""
 DRAFT = ".draft-"

@@ -5,30 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from pipeline.config.recipe import Recipe
-from pipeline.config.schema import Split
+from pipeline.results import Evaluation, TrainedNet
 from pipeline.storage.store import Mark
 from pipeline.tracking import plots
 from pipeline.tracking.client import Row, TrackingClient
-from pipeline.tracking.run_logger import HasFolder, RunLogger, status_after
-
-
-class NetLike(HasFolder, Protocol):
-    """A trained net with the metrics of its best validation."""
-
-    metrics: dict[str, float]
-
-
-class ScoresLike(HasFolder, Protocol):
-    """An evaluation."""
-
-    split: Split
-    mean_iu: float
-
-    def metrics(self) -> dict[str, float]:
-        """By name."""
+from pipeline.tracking.run_logger import RunLogger, status_after
 
 
 class FlowLogger(RunLogger):
@@ -68,7 +51,7 @@ class FlowLogger(RunLogger):
         self._mark(fingerprint)
 
     def evaluation(
-        self, fingerprint: str, scores: ScoresLike, net: NetLike, phases: Mapping[str, str]
+        self, fingerprint: str, scores: Evaluation, net: TrainedNet, phases: Mapping[str, str]
     ) -> None:
         """Scores and pictures on the parent run, which is the one that a list of runs shows."""
         self.check()
@@ -77,7 +60,7 @@ class FlowLogger(RunLogger):
         self.do(lambda t: self._curves(t, phases))
         self.do(lambda t: t.log_folder(self.run.id, scores.folder, "evaluation"))
 
-    def note(self, scores: ScoresLike, outcome: str) -> None:
+    def note(self, scores: Evaluation, outcome: str) -> None:
         """The result in words, on the run's page."""
         text = f"mean IU {scores.mean_iu:.4f} on {scores.split}; {outcome}"
         self.do(lambda t: t.set_note(self.run.id, text))

@@ -9,28 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from pipeline.config.recipe import Recipe
 from pipeline.errors import OutageError, StoppedError, TrackingError
-from pipeline.storage.store import RECEIPT
+from pipeline.results import RECEIPT, Dataset, Transplanted
 from pipeline.tracking import packages
 from pipeline.tracking.client import Row, TrackingClient, address, speaking
 from pipeline.tracking.retry_queue import Recorder
 
 log = logging.getLogger(__name__)
-
-
-class HasFolder(Protocol):
-    """A stage's result with files."""
-
-    folder: Path
-
-
-class DatasetLike(HasFolder, Protocol):
-    """A data set with the digest of its content."""
-
-    digest: str
 
 
 @dataclass
@@ -108,17 +96,17 @@ class RunLogger:
         self.do(lambda t: t.log_params(run.id, recipe.flat()))
         self.do(lambda t: t.log_text(run.id, recipe.to_yaml(), "recipe.yaml"))
 
-    def dataset(self, data: DatasetLike, uri: str) -> None:
+    def dataset(self, data: Dataset, uri: str) -> None:
         """The data set as the run's input, its quarantine as an artifact."""
         self.check()
         name = f"{self.recipe.data.source}-{self.recipe.name}"
         self.do(lambda t: t.log_dataset(self.run.id, name, uri, data.digest))
         self.do(lambda t: t.log_file(self.run.id, data.folder / "quarantine.csv", "data"))
 
-    def receipt(self, surgery: HasFolder) -> None:
+    def receipt(self, transplanted: Transplanted) -> None:
         """The proof of the transplant."""
         self.check()
-        self.do(lambda t: t.log_file(self.run.id, surgery.folder / RECEIPT, "transplant"))
+        self.do(lambda t: t.log_file(self.run.id, transplanted.folder / RECEIPT, "transplant"))
 
     def rows(self, run: RunHandle, rows: list[Row]) -> None:
         """Metrics by step; those told before are left out."""

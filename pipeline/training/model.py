@@ -15,7 +15,8 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Stride
 from pipeline.data.sampler import seed_of
 from pipeline.errors import WeightsError
-from pipeline.storage.store import RECEIPT, Place, here
+from pipeline.results import RECEIPT
+from pipeline.storage.store import Place, here
 
 
 def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:

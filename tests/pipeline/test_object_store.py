@@ -17,7 +17,7 @@ from PIL import Image
 from fcn.weights import NET
 from pipeline.flow import Flow
 from pipeline.storage.cache import mirror_of
-from pipeline.storage.object_store import Remote
+from pipeline.storage.object_store import ObjectStore
 from pipeline.training.progress import NAMESPACE, Worker, metrics_actor_name
 from tests.conftest import tiny
 from tests.s3 import BUCKET
@@ -99,7 +99,7 @@ def ended(bucket, tmp_path_factory) -> tuple[str, Path, str]:
     folder = tmp_path_factory.mktemp("two-machines")
     store, output = f"{bucket}/two-machines", folder / "output"
     process = start("run", store, folder / "first", output)
-    remote = Remote(store)
+    remote = ObjectStore(store)
     try:
         until(lambda: "checkpoint_" in " ".join(remote.names("runs/demo")), process, output)
     finally:

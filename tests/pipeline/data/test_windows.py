@@ -13,7 +13,7 @@ from pipeline.data.sources import open_source
 from pipeline.errors import StoreError
 from pipeline.stages.ingest import check_shard
 from pipeline.storage.cache import MirroredStore, require_room
-from pipeline.storage.object_store import Remote
+from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Place
 from pipeline.training.checkpoint import LocalCheckpointManager
 from pipeline.training.trainer import Trainer
@@ -72,14 +72,14 @@ def test_a_bounded_mirror_trains_the_same_net_and_keeps_within_its_bound(
     places = places_in(bounded, dataset)
     require_room(places["train"], places["val"], 1, bounded.cache_gb)
     downloads, held = [], []
-    get = Remote.get
+    get = ObjectStore.get
 
     def counted(self, name, target):
         downloads.append(name)
         held.append(sum(p.stat().st_size for p in bounded.root.glob("datasets/*/*.arrow")))
         return get(self, name, target)
 
-    monkeypatch.setattr(Remote, "get", counted)
+    monkeypatch.setattr(ObjectStore, "get", counted)
     rows = [8, 8, 6]
     bit = train(Shards(places["train"], rows, 2), Shards(places["val"], [7], 2), tmp_path / "bit")
     assert all(torch.equal(whole[name], bit[name]) for name in whole)

@@ -18,7 +18,7 @@ from pipeline.ops import node_probe
 from pipeline.ops.checks import Node, Requirements, Skew, judge
 from pipeline.ops.node_probe import NodeReport, Probe, ProbeRequest
 from pipeline.ops.preflight import measure_skew
-from pipeline.storage.object_store import Remote
+from pipeline.storage.object_store import ObjectStore
 from tests.conftest import TINY
 
 GIB = 1 << 30
@@ -218,7 +218,7 @@ def test_two_nodes_with_one_bucket_see_each_other_and_leave_nothing(s3, monkeypa
         probe_.take_back()
     for probe_ in probes.values():
         probe_.tidy(())
-    assert Remote(s3).names("") == []
+    assert ObjectStore(s3).names("") == []
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     assert "see that the bucket is there" in Probe("a", ProbeRequest(s3, "token")).look().unwritable
 

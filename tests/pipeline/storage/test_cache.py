@@ -22,7 +22,7 @@ from pipeline.errors import StoreError
 from pipeline.flow import Flow
 from pipeline.stages.finetune import TrainedNet
 from pipeline.storage.cache import MirroredStore, open_store
-from pipeline.storage.object_store import Remote
+from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import MANIFEST, Store, here
 from pipeline.training.checkpoint import BestNet, TrainState, save_state, step_of
 from pipeline.training.trail import RemoteTrail, trail_of
@@ -140,14 +140,14 @@ def test_one_process_of_a_machine_downloads_and_the_others_wait(
 ) -> None:
     publish(store)
     downloads = []
-    get = Remote.get
+    get = ObjectStore.get
 
     def slow(self, name, target):
         downloads.append(name)
         time.sleep(0.5)
         return get(self, name, target)
 
-    monkeypatch.setattr(Remote, "get", slow)
+    monkeypatch.setattr(ObjectStore, "get", slow)
     others = [pickle.loads(pickle.dumps(elsewhere)) for _ in range(3)]
     threads = [threading.Thread(target=s.local, args=("nets", "a")) for s in others]
     for thread in threads:
@@ -283,7 +283,7 @@ def test_what_works_on_folders_alone_says_so(s3, tmp_path, verbs, arguments) -> 
     assert done.exit_code == 1, done.output
     assert "StoreError" in done.output
     assert "not work on object stores yet" in done.output
-    assert Remote(s3).names("") == []
+    assert ObjectStore(s3).names("") == []
     assert list(tmp_path.iterdir()) == []
 
 

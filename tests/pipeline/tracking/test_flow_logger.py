@@ -71,6 +71,7 @@ def finished(store) -> Flow:
         "files": {"train": [], "val": []},
         "counts": {"train": 22, "val": 7},
         "class_px": {},
+        "rows": {},
         "num_seen": 29,
         "num_quarantined": 0,
         "digest": "0123",
