@@ -19,7 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Verbs(click.Group):
-    """Prints our errors without a traceback.
+    """A group of verbs that prints our errors without a traceback.
 
     Exit code 2: a recipe to mend; 1: a run that failed; 143, as by SIGTERM: a run that was stopped.
     """
@@ -32,13 +32,32 @@ class Verbs(click.Group):
             click.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
             ctx.exit({RecipeError: 2, StoppedError: 143}.get(type(error), 1))
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, with one for each stage of the flow."""
+        return sorted({*super().list_commands(ctx), *_stage_names()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A verb by its name; those of the stages come from the table of stages."""
+        return super().get_command(ctx, cmd_name) or _stage_verb(cmd_name)
+
 
 def recipe_arguments(command: Command) -> Command:
-    """RECIPE and --set, which every verb on a recipe takes."""
+    """Add RECIPE and --set, which every verb on a recipe takes."""
     option = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a.b=c; repeatable."
+        *("--set", "overrides"),
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a value of the recipe, such as finetune.epochs=5. May be given several times.",
     )
     return click.argument("recipe")(option(command))
+
+
+store_option = click.option(
+    *("--store", "store"),
+    default="store",
+    show_default=True,
+    help="The store: a folder, or the URI of an object store.",
+)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,35 +87,57 @@ def run_flow(recipe: Recipe, until: str) -> None:
 @main.command()
 @recipe_arguments
 def run(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Run the whole flow; what is there already is not computed again."""
+    """Run the whole flow. What is in the store already is not computed again."""
     run_flow(_load(recipe, overrides), "register")
 
 
-def _stage_verb(stage: str, text: str) -> None:
-    @main.command(stage, help=text)
+def _stage_names() -> list[str]:
+    from pipeline.stage_table import STAGES
+
+    return list(STAGES)
+
+
+def _stage_verb(name: str) -> click.Command | None:
+    from pipeline.stage_table import STAGES
+
+    if name not in STAGES:
+        return None
+
+    @click.command(name, help=STAGES[name].help)
     @recipe_arguments
     def verb(recipe: str, overrides: tuple[str, ...]) -> None:
-        run_flow(_load(recipe, overrides), stage)
+        run_flow(_load(recipe, overrides), name)
 
-
-_stage_verb("ingest", "Check the data set and write it as Arrow shards.")
-_stage_verb("transplant", "Put pretrained weights into the net and prove it.")
-_stage_verb("finetune", "Train, with the stages before it.")
-_stage_verb("evaluate", "Score a split, with the stages before it.")
-_stage_verb("register", "Register the model, with the stages before it.")
+    return verb
 
 
 @main.command()
 @recipe_arguments
 @click.option(
-    "--address", envvar="RAY_API_SERVER_ADDRESS", help="http://HEAD:8265; else this machine."
+    "--address",
+    envvar="RAY_API_SERVER_ADDRESS",
+    help="Address of the cluster's job server, such as http://HEAD:8265. Without it, the Ray on this "
+    "machine.",
 )
-@click.option("--working-dir", default=".", type=click.Path(exists=True, file_okay=False))
-@click.option("--name", help="Of the job, for its logs and its stop; Ray makes one up.")
-@click.option("--env", multiple=True, metavar="NAME", help="Hand on this variable; repeatable.")
-@click.option("--no-wait", is_flag=True, help="Print how to follow and stop it, and leave.")
+@click.option(
+    "--working-dir",
+    default=".",
+    show_default=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder whose files the job takes along; the recipe must lie in it.",
+)
+@click.option(
+    "--name", help="Name of the job, for its logs and its stop. Ray makes one up otherwise."
+)
+@click.option(
+    "--env",
+    multiple=True,
+    metavar="NAME",
+    help="Name of an environment variable that the job is to have. May be given several times.",
+)
+@click.option("--no-wait", is_flag=True, help="Print how to follow and stop the job, and return.")
 def submit(recipe: str, overrides: tuple[str, ...], no_wait: bool, **target: Any) -> None:  # noqa: ANN401 - click's
-    """Run the flow as a job on a Ray cluster, with the working directory's code; print its log.
+    """Run the flow as a job on a Ray cluster, with the working directory's code, and print its log.
 
     Exits with the flow's exit code. Ctrl-C leaves the job running. Data, stores, environments and
     secrets are not taken along; see docs/cluster.md.
@@ -144,7 +185,7 @@ def _check_cluster(recipe: Recipe) -> None:
     Console().print(findings_table(findings))
     failures = sum(finding.level == "failure" for finding in findings)
     if failures:
-        click.echo(f"{failures} of {len(findings)} findings would make the run fail")
+        click.echo(f"{failures} of {len(findings)} checks say that the run would fail")
         click.get_current_context().exit(1)
 
 
@@ -167,10 +208,15 @@ def show(recipe: str, overrides: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--store", default="store", help="Folder or URI.")
 @click.option(
-    "--tracking-uri", default=None, help="MLflow server; the store's database if not given."
+    *("-o", "--output"),
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write the label maps to.",
+)
+@store_option
+@click.option(
+    "--tracking-uri", default=None, help="Address of MLflow. Without it, the store's own database."
 )
 def predict(
     model: str, images: tuple[Path, ...], output: Path, store: str, tracking_uri: str | None
@@ -187,11 +233,30 @@ def predict(
 
 @main.command()
 @recipe_arguments
-@click.option("--faults", default="worker,driver,node", show_default=True, help="By comma.")
-@click.option("--times", default=1, show_default=True, type=click.IntRange(1), help="Trainings.")
-@click.option("--seed", default=0, show_default=True, help="Of the steps at which they come.")
 @click.option(
-    "--tolerance", default=0.0, show_default=True, help="For GPUs and elastic runs; relative."
+    "--faults",
+    default="worker,driver,node",
+    show_default=True,
+    help="Names of the faults, separated by commas; each training has every one of them once.",
+)
+@click.option(
+    "--times",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of trainings with faults.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Seed of the random steps at which the faults come.",
+)
+@click.option(
+    "--tolerance",
+    default=0.0,
+    show_default=True,
+    help="Relative difference that counts as equal: 0 on CPUs, more for GPUs and elastic runs.",
 )
 def drill(
     recipe: str,
@@ -228,21 +293,24 @@ def drill(
 
 
 @main.command()
-@click.option("--store", default="store", type=click.Path(path_type=Path), help="Store folder.")
+@store_option
 @click.option("--yes", is_flag=True, help="Remove without asking.")
-def gc(store: Path, yes: bool) -> None:
-    """Show and remove what no run and no kept result refers to.
+def gc(store: str, yes: bool) -> None:
+    """Show what no run and no kept result refers to, and remove it after a question.
 
-    Kept are the last flow of each run, all registered models, and what they were made of.
+    Kept are the last flow of each run, all registered models, and what they were made of. In an object
+    store only the flows of this machine are seen at work: run it when no other machine works there.
     """
     from rich.console import Console
 
+    from pipeline.stage_table import STAGES
     from pipeline.storage.gc import find_garbage, garbage_table, megabytes
     from pipeline.storage.store import Store
 
-    place = Store(store)
-    with place.alone():
-        found = find_garbage(place)
+    opened = Store(store)
+    with opened.exclusive():
+        kinds = [stage.folder for stage in STAGES.values()]
+        found = find_garbage(opened, kinds, STAGES["register"].folder)
         if not found:
             click.echo(f"nothing to remove: all that is in {store} is referred to")
             return
@@ -252,7 +320,7 @@ def gc(store: Path, yes: bool) -> None:
         if not yes:
             click.confirm(f"{total}; remove?", abort=True)
         for each in found:
-            place.remove(each.path)
+            opened.remove(each.name)
     click.echo(f"freed {total}")
 
 

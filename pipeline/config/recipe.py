@@ -31,7 +31,7 @@ from pipeline.config.schema import (
     TransplantSpec,
 )
 from pipeline.errors import RecipeError
-from pipeline.storage.store import URI
+from pipeline.storage.object_store import URI
 
 
 class Recipe(Spec):

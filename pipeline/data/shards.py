@@ -24,7 +24,7 @@ from PIL import Image
 
 from fcn.labels import ClassTable
 from pipeline.errors import DataError, StoreError
-from pipeline.storage.store import Place, here
+from pipeline.storage.store import File, localize
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Shards:
 
     def __init__(
         self,
-        files: Sequence[Place],
+        files: Sequence[File],
         rows: Sequence[int] | None = None,
         max_open: int | None = None,
     ) -> None:
@@ -125,7 +125,7 @@ class Shards:
         # A memory map does not travel; each opens its own.
         return Shards, (self.files, self._rows, self.max_open)
 
-    def places(self, shards: Iterable[int] | None = None) -> list[Place]:
+    def places(self, shards: Iterable[int] | None = None) -> list[File]:
         """Some files, or all."""
         return self.files if shards is None else [self.files[shard] for shard in shards]
 
@@ -172,9 +172,9 @@ class Shards:
         )
 
 
-def _open(place: Place, *, again: bool = True) -> pa.Table:
+def _open(place: File, *, again: bool = True) -> pa.Table:
     """A file's columns, memory-mapped."""
-    path = here(place)
+    path = localize(place)
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
@@ -183,7 +183,7 @@ def _open(place: Place, *, again: bool = True) -> pa.Table:
         raise DataError(f"a shard cannot be read: {error}; remove its data set's folder") from error
 
 
-def fetch_ahead(places: Sequence[Place]) -> threading.Thread | None:
+def fetch_ahead(places: Sequence[File]) -> threading.Thread | None:
     """Begin to have files on this machine, so that whoever reads them need not wait."""
     if all(isinstance(place, Path) for place in places):
         return None
@@ -192,9 +192,9 @@ def fetch_ahead(places: Sequence[Place]) -> threading.Thread | None:
     return thread
 
 
-def _fetch(places: Iterable[Place]) -> None:
+def _fetch(places: Iterable[File]) -> None:
     try:
         for place in places:
-            here(place)
+            localize(place)
     except StoreError as error:  # raised again to whoever reads that shard
         log.warning("shards are fetched when they are read, not before: %s", error)

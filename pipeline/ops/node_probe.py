@@ -108,9 +108,9 @@ class Bucket:
     """A store in an object store, likewise; there are no folders to be made."""
 
     def __init__(self, uri: str, token: str) -> None:
-        from pipeline.storage.cache import mirror_of  # noqa: PLC0415 - a folder needs no pyarrow
+        from pipeline.storage.cache import cache_folder  # noqa: PLC0415 - a folder needs no pyarrow
 
-        self.disk, self._uri, self._folder = mirror_of(uri), uri, f"{FOLDER}{token}"
+        self.disk, self._uri, self._folder = cache_folder(uri), uri, f"{FOLDER}{token}"
 
     def leave(self, name: str, text: str) -> tuple[tuple[Path, ...], str | None]:
         """Write and read back an object; why it could not be."""

@@ -11,8 +11,9 @@ from rich.table import Table
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec
 from pipeline.data.sampler import steps_per_epoch
-from pipeline.flow import Flow, Report, Step
+from pipeline.flow import Flow, Report
 from pipeline.results import RECEIPT
+from pipeline.stage_table import Step
 
 
 def outlook(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
@@ -20,12 +21,12 @@ def outlook(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
     flow = Flow(recipe)
     fresh: set[str] = set()
     for step in flow.steps.values():
-        if flow.store.published(step.kind, step.key):
+        if flow.published(step):
             yield step.name, step.key, "reuse", "its result is in the store", ""
             continue
         changed = [name for name in step.needs if name in fresh]
         why = f"{', '.join(changed)} runs" if changed else "no result with this fingerprint"
-        if step.stage == "finetune" and flow.begun(step):
+        if step.is_phase and flow.begun(step):
             why = "begun; goes on from its last checkpoint"
         fresh.add(step.name)
         yield step.name, step.key, "run", why, _needs(flow, step)
@@ -33,7 +34,7 @@ def outlook(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
 
 def _needs(flow: Flow, step: Step) -> str:
     recipe, data = flow.recipe, flow.published_counts()
-    if step.phase is None:
+    if not step.is_phase:
         return ""
     cluster, tune = recipe.cluster, recipe.finetune
     device = "GPU" if cluster.use_gpu else f"{cluster.cpus_per_worker:g} CPU"

@@ -12,7 +12,6 @@ from fcn.weights import class_table, load_net, read_about
 from pipeline.config.schema import TrackingSpec
 from pipeline.data.shards import decode_image
 from pipeline.errors import DataError, WeightsError
-from pipeline.storage.cache import open_store
 from pipeline.storage.store import Store
 from pipeline.tracking import plots
 from pipeline.training.pretrained import run_net
@@ -32,7 +31,7 @@ def predict_files(
         raise DataError(
             f"several images are named {', '.join(doubles)}; label them into two folders"
         )
-    folder = _net_folder(model, open_store(store), tracking_uri)
+    folder = _net_folder(model, Store(store), tracking_uri)
     try:
         net, table = load_net(folder), class_table(read_about(folder))
     except (ValueError, KeyError) as error:
@@ -54,7 +53,7 @@ def _net_folder(model: str, store: Store, tracking_uri: str | None) -> Path:
     if model.startswith("models:/"):
         from pipeline.tracking.client import TrackingClient  # noqa: PLC0415 - MLflow takes seconds to import
 
-        return TrackingClient(TrackingSpec(uri=tracking_uri), store.root).download_net(model)
+        return TrackingClient(TrackingSpec(uri=tracking_uri), store.cache).download_net(model)
     if model.startswith("run:"):
         return run_net(store, model.removeprefix("run:"))
     if not Path(model).is_dir():

@@ -54,14 +54,12 @@ def _question(flow: Flow) -> ProbeRequest:
 def _place(flow: Flow) -> Path | str:
     """The store: a folder that is the same for all nodes, or a URI."""
     where = flow.recipe.store
-    return where if isinstance(where, str) else flow.store.root
+    return where if isinstance(where, str) else flow.store.cache
 
 
 def _inputs(flow: Flow) -> Iterator[Path]:
     """Folder of the data set and file of the weights, where they will be read."""
-    to_do = {
-        step.stage for step in flow.steps.values() if not flow.store.published(step.kind, step.key)
-    }
+    to_do = {step.stage.name for step in flow.steps.values() if not flow.published(step)}
     root, surgery = flow.recipe.data.root, flow.recipe.transplant
     if root and "ingest" in to_do:
         yield root.absolute()

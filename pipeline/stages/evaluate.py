@@ -21,14 +21,14 @@ from pipeline.data.sampler import share
 from pipeline.data.shards import Shards
 from pipeline.logs import progress_bar
 from pipeline.results import Evaluation
-from pipeline.storage.store import Place, Store, here
+from pipeline.storage.store import Store, StoredFile
 from pipeline.tracking import plots
 from pipeline.training.trainer import DistContext, count_errors, require_all_seen
 
 TASKS_PER_WORKER = 2
 
 
-def run(recipe: Recipe, store: Store, key: str, net: Place, shards: Shards) -> Evaluation:
+def run(recipe: Recipe, store: Store, key: str, net: StoredFile, shards: Shards) -> Evaluation:
     """Count on all workers, draw a few predictions, publish.
 
     Raises:
@@ -50,12 +50,12 @@ def run(recipe: Recipe, store: Store, key: str, net: Place, shards: Shards) -> E
         for name, content in cluster.get(drawn).items():
             (draft / name).parent.mkdir(exist_ok=True)
             (draft / name).write_bytes(content)
-        result = _result(recipe, store.folder("scores", key), len(shards), scores)
+        result = _result(recipe, draft, len(shards), scores)
         manifest |= result.model_dump(mode="json")
     return result
 
 
-def _count(recipe: Recipe, net: Place, shards: Shards) -> Confusion:
+def _count(recipe: Recipe, net: StoredFile, shards: Shards) -> Confusion:
     """Every image in exactly one task; integer counts, so their sum does not depend on the cut."""
     num_tasks = min(len(shards), TASKS_PER_WORKER * recipe.cluster.max_workers)
     task = ray.remote(count_rows).options(**task_options(recipe.cluster))
@@ -75,22 +75,24 @@ def _count(recipe: Recipe, net: Place, shards: Shards) -> Confusion:
     return total
 
 
-def count_rows(recipe: Recipe, net: Place, shards: Shards, rows: range) -> tuple[torch.Tensor, int]:
+def count_rows(
+    recipe: Recipe, net: StoredFile, shards: Shards, rows: range
+) -> tuple[torch.Tensor, int]:
     """Confusion counts of some rows of a split, and how many images they were."""
     set_threads(recipe.cluster.cpus_per_worker)
     device = torch.device("cuda" if recipe.cluster.use_gpu else "cpu")
     batches = eval_batches(shards, rows, recipe.finetune.micro_batch, 0)
     confusion, seen = count_errors(
-        load_net(here(net)).to(device), batches, DistContext(device=device)
+        load_net(net.localize()).to(device), batches, DistContext(device=device)
     )
     return confusion.counts.cpu(), seen
 
 
-def _drawn(recipe: Recipe, net: Place, shards: Shards) -> dict[str, bytes]:
+def _drawn(recipe: Recipe, net: StoredFile, shards: Shards) -> dict[str, bytes]:
     """The pictures by name: the task may be on a machine that shares no disk with the driver."""
     with tempfile.TemporaryDirectory(prefix="fcn-drawn-") as scratch:
         folder = Path(scratch)
-        draw(recipe, here(net), shards, folder)
+        draw(recipe, net.localize(), shards, folder)
         files = (path for path in folder.rglob("*") if path.is_file())
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 

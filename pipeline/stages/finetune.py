@@ -32,8 +32,8 @@ from pipeline.data.sampler import steps_per_epoch
 from pipeline.data.shards import Shards
 from pipeline.errors import ClusterError, PipelineError, StoppedError, StoreError, TrainingError
 from pipeline.results import TrainedNet
-from pipeline.storage.cache import require_room
-from pipeline.storage.store import Place, Store, fingerprint, says_full
+from pipeline.storage.disk import says_full
+from pipeline.storage.store import File, Store, fingerprint
 from pipeline.training.checkpoint import (
     HISTORY,
     KEPT,
@@ -61,10 +61,10 @@ class FinetuneInputs:
     """What a phase works on."""
 
     phase: PhaseSpec
-    train: Sequence[Place]
-    val: Sequence[Place]
+    train: Sequence[File]
+    val: Sequence[File]
     num_train: int
-    start: Place | None
+    start: File | None
     """Folder of the net to start from; None is scratch."""
     receipt: Path | None
     """Folder of the transplant whose receipt must hold; None for scratch and later phases."""
@@ -206,7 +206,6 @@ def train_until(
         TrainingError, ClusterError, StoreError: as `run` does.
     """
     window = recipe.finetune.window_shards
-    require_room(job.train, job.val, window, recipe.cluster.cache_gb)
     for complaint in trail.tidy():
         log.warning("%s", complaint)
     trainer = TorchTrainer(
@@ -281,11 +280,12 @@ def publish(recipe: Recipe, store: Store, key: str, stride: Stride, last: Path) 
     """The best net, with its classes and the history of its training, apart from what training needs."""
     best = read_best(last)
     assert best is not None
-    trained = TrainedNet(folder=store.folder("nets", key), steps=best.step, metrics=best.metrics)
-    manifest = trained.model_dump(mode="json")
+    manifest: dict[str, Any] = {}
     with store.publish("nets", key, manifest) as draft:
         net = FCN(blueprint(recipe, stride))
         net.load_state_dict(best.weights)
         save_net(draft, net, classes=asdict(recipe.data.class_table()), recipe=recipe.name)
         shutil.copy(last / HISTORY, draft / HISTORY)
+        trained = TrainedNet(folder=draft, steps=best.step, metrics=best.metrics)
+        manifest |= trained.model_dump(mode="json")
     return trained

@@ -33,7 +33,7 @@ from pipeline.data.sources import Sample, Source, open_source
 from pipeline.errors import DataError
 from pipeline.logs import progress_bar
 from pipeline.results import Dataset
-from pipeline.storage.store import OBJECTS, Part, Store
+from pipeline.storage.store import OBJECTS, StagedFile, Store
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
     num_classes = len(recipe.data.class_table())
     manifest: dict[str, object] = {}
     with store.publish("datasets", fingerprint, manifest) as draft:
-        parts = [store.part(draft, name) for name in names]
+        parts = [store.stage_file(draft, name) for name in names]
         shards = _check_all(recipe, source, chunks, parts)
         rejected += [r for shard in shards for r in shard.rejected]
         doubles = _doubles(shards)
@@ -81,17 +81,17 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
             if ids := {r.id for r in doubles if r.split == shard.split} & {
                 a[0] for a in shard.accepted
             }:
-                part = store.part(draft, shard.file, written=True)
+                part = store.stage_file(draft, shard.file)
                 with part.open() as path:
                     drop_rows(path, ids)
-                shard.objects.update(part.objects)
+                shard.objects.update(part.digests)
                 shard.accepted[:] = [a for a in shard.accepted if a[0] not in ids]
         rejected += doubles
         write_table(draft / "quarantine.csv", rejected)
-        dataset = _describe(store.folder("datasets", fingerprint), shards, num_classes, rejected)
+        dataset = _describe(draft, shards, num_classes, rejected)
         complaint = _complaint(recipe, dataset, rejected)
         if complaint:
-            table_path = store.folder("datasets", f"{fingerprint}.quarantine.csv")
+            table_path = store.cache / "datasets" / f"{fingerprint}.quarantine.csv"
             shutil.copy(draft / "quarantine.csv", table_path)
             raise DataError(f"{complaint}\nAll of them are listed in {table_path}")
         objects = {name: entry for shard in shards for name, entry in shard.objects.items()}
@@ -106,7 +106,7 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
 
 
 def _check_all(
-    recipe: Recipe, source: Source, chunks: Sequence[list[Sample]], parts: Sequence[Part]
+    recipe: Recipe, source: Source, chunks: Sequence[list[Sample]], parts: Sequence[StagedFile]
 ) -> list[Checked]:
     """Fan out over Ray, a task a shard; shards come back in the order of the samples."""
     task = ray.remote(_check_part).options(num_cpus=1, max_retries=3)
@@ -141,12 +141,12 @@ def _check_part(
     samples: Sequence[Sample],
     table: ClassTable,
     void_ids: Sequence[int],
-    part: Part,
+    part: StagedFile,
 ) -> Checked:
     """Check a chunk where the task is, and put its shard where it belongs."""
     with part.open() as path:
         checked = check_shard(source, samples, table, void_ids, path)
-    return replace(checked, objects=part.objects)
+    return replace(checked, objects=part.digests)
 
 
 def check_shard(

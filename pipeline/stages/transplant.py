@@ -45,7 +45,7 @@ def run(recipe: Recipe, store: Store, key: str) -> Transplanted:
         save_net(draft, net)
         (draft / RECEIPT).write_text(json.dumps(receipt.to_json(), indent=1))
         result = Transplanted(
-            folder=store.folder("weights", key),
+            folder=draft,
             source=receipt.source,
             copied=receipt.count("copied"),
             reshaped=receipt.count("reshaped"),
@@ -85,7 +85,7 @@ def _net_folder(weights: str, recipe: Recipe, store: Store) -> Path:
         return run_net(store, weights[4:])
     from pipeline.tracking.client import TrackingClient  # noqa: PLC0415 - MLflow takes seconds to import
 
-    return TrackingClient(recipe.tracking, store.root).download_net(weights)
+    return TrackingClient(recipe.tracking, store.cache).download_net(weights)
 
 
 def _download(enum: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from pipeline.errors import StoreError
 
@@ -27,6 +28,15 @@ class FileDigest(NamedTuple):
 
     sha256: str
     size_bytes: int
+
+
+class Entry(NamedTuple):
+    """A file that was found."""
+
+    name: str
+    size_bytes: int
+    changed_s: float
+    """When it was written, in seconds since 1970."""
 
 
 class ObjectStore:
@@ -115,37 +125,29 @@ class ObjectStore:
                 size += file.write(chunk)
         return FileDigest(content.hexdigest(), size)
 
-    def names(self, prefix: str = "") -> list[str]:
+    def entries(self, prefix: str = "") -> list[Entry]:
         """All files below a folder, by their names relative to it."""
         root = self._path(prefix).rstrip("/")
-        with self._explained(f"{prefix} cannot be listed"):
-            found = self.filesystem.get_file_info(
-                FileSelector(root, recursive=True, allow_not_found=True)
-            )
+        found = self._list(FileSelector(root, recursive=True, allow_not_found=True), prefix)
         return sorted(
-            info.path.removeprefix(f"{root}/") for info in found if info.type == FileType.File
+            Entry(info.path.removeprefix(f"{root}/"), info.size, info.mtime_ns / 1e9)
+            for info in found
+            if info.type == FileType.File
         )
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of all files below a folder, relative to it."""
+        return [entry.name for entry in self.entries(prefix)]
 
     def folders(self, prefix: str = "") -> list[str]:
         """The folders directly in a folder, by name."""
-        with self._explained(f"{prefix} cannot be listed"):
-            found = self.filesystem.get_file_info(
-                FileSelector(self._path(prefix).rstrip("/"), allow_not_found=True)
-            )
+        root = self._path(prefix).rstrip("/")
+        found = self._list(FileSelector(root, allow_not_found=True), prefix)
         return sorted(info.base_name for info in found if info.type == FileType.Directory)
 
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """The bytes of each file below a folder, by its name relative to it."""
-        root = self._path(prefix).rstrip("/")
+    def _list(self, selector: FileSelector, prefix: str) -> list[FileInfo]:
         with self._explained(f"{prefix} cannot be listed"):
-            found = self.filesystem.get_file_info(
-                FileSelector(root, recursive=True, allow_not_found=True)
-            )
-        return {
-            info.path.removeprefix(f"{root}/"): info.size
-            for info in found
-            if info.type == FileType.File
-        }
+            return list(self.filesystem.get_file_info(selector))
 
     def move(self, name: str, to: str) -> None:
         """Give a file another name."""
@@ -160,11 +162,13 @@ class ObjectStore:
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it, if it is there; of a link, the link alone."""
-        if self.local is not None and (self.local / name).is_symlink():
-            (self.local / name).unlink()
-            return
         with self._explained(f"{name} cannot be removed"), suppress(FileNotFoundError):
-            self.filesystem.delete_dir(self._path(name))
+            if self.local is None:
+                self.filesystem.delete_dir(self._path(name))
+            elif (self.local / name).is_symlink():
+                (self.local / name).unlink()
+            else:
+                shutil.rmtree(self.local / name)
 
     def _path(self, name: str) -> str:
         return f"{self.base}/{name}"

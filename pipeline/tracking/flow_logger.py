@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.config.recipe import Recipe
 from pipeline.results import Evaluation, TrainedNet
-from pipeline.storage.store import Mark
+from pipeline.storage.store import Marker
 from pipeline.tracking import plots
 from pipeline.tracking.client import Row, TrackingClient
 from pipeline.tracking.run_logger import RunLogger, status_after
@@ -18,7 +18,7 @@ class FlowLogger(RunLogger):
     """The flow's parent run, open while the flow runs."""
 
     def __init__(
-        self, recipe: Recipe, store: Path, fingerprint: str, mark: Callable[[str], Mark]
+        self, recipe: Recipe, store: Path, fingerprint: str, mark: Callable[[str], Marker]
     ) -> None:
         super().__init__(recipe, store, recipe.name, fingerprint)
         self._mark_of = mark
@@ -32,7 +32,7 @@ class FlowLogger(RunLogger):
     @contextmanager
     def phase(self, name: str, fingerprint: str) -> Iterator[Callable[[list[Row]], None]]:
         """The child run of a phase; gives what takes its metrics by step."""
-        self._mark_of(fingerprint).remove()
+        self._mark_of(fingerprint).clear()
         run = self.child(name, fingerprint)
         try:
             yield lambda rows: self.rows(run, rows)
@@ -67,7 +67,7 @@ class FlowLogger(RunLogger):
 
     def _mark(self, fingerprint: str) -> None:
         """MLflow has been told all that was to be told before."""
-        self._recorder.do(self._mark_of(fingerprint).leave)
+        self._recorder.do(self._mark_of(fingerprint).set)
 
     def _curves(self, tracker: TrackingClient, phases: Mapping[str, str]) -> None:
         """Of all phases, from what MLflow has: also of those that other flows trained."""

@@ -16,7 +16,7 @@ from pipeline.config.schema import Stride
 from pipeline.data.sampler import seed_of
 from pipeline.errors import WeightsError
 from pipeline.results import RECEIPT
-from pipeline.storage.store import Place, here
+from pipeline.storage.store import File, localize
 
 
 def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:
@@ -34,7 +34,7 @@ def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:
     )
 
 
-def start_net(recipe: Recipe, stride: Stride, start: Place | None) -> FCN:
+def start_net(recipe: Recipe, stride: Stride, start: File | None) -> FCN:
     """A phase's net before its first step: from the transplant or the phase before, or scratch.
 
     New skips score zero, so that a finer net begins with the coarser one's prediction.
@@ -46,7 +46,7 @@ def start_net(recipe: Recipe, stride: Stride, start: Place | None) -> FCN:
     net = FCN(blueprint(recipe, stride))
     if start is not None:
         own = net.state_dict()
-        folder = here(start)
+        folder = localize(start)
         state = read_weights(folder / NET)
         fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
         if lacking := [k for k in own if k.startswith("backbone.") and k not in fitting]:

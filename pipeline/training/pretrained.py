@@ -57,7 +57,7 @@ def run_net(store: Store, name: str) -> Path:
     net = (store.record(name) or {}).get("net")
     if net is None:
         raise WeightsError(f"run:{name}: no finished run of that name in {store}")
-    return store.local(*Path(net).parts)
+    return store.stored(*net.split("/")).localize()
 
 
 def package_file() -> Path:
