@@ -293,7 +293,7 @@ class Store:
             StoreError: a flow is at work, or no flow ever was.
         """
         locks = self.cache / "locks"
-        if not locks.is_dir() and not self.files.folders("runs"):
+        if not locks.is_dir() and not any(map(self.record, self.files.folders("runs"))):
             raise StoreError(
                 f"there is no store in {self}: no flow has worked there; name one with --store"
             )
