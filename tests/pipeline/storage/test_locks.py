@@ -1,4 +1,4 @@
-"""One process at a time computes a result; a waiting one can be interrupted; a dead one holds nothing."""
+"""One process at a time computes a result; one that waits can be stopped; a dead one holds nothing."""
 
 import os
 import signal
