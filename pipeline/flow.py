@@ -132,7 +132,7 @@ class Flow:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.store = open_store(recipe.store, recipe.cluster.cache_gb)
+        self.store = open_store(recipe.store)
         self.steps = {step.name: step for step in plan(recipe, self.store)}
         for step in self.steps.values():
             self.store.expect(step.key, step.stage, [self.steps[n].key for n in step.needs])
@@ -332,8 +332,7 @@ class Flow:
         data: Dataset = self._result("ingest")
         net: TrainedNet = self._result(step.needs[-1])
         split = self.recipe.evaluate.split
-        max_open = 2 if self.recipe.cluster.cache_gb else None  # they are read one after the other
-        shards = Shards(self._places(data, split), data.shard_rows(split), max_open)
+        shards = Shards(self._places(data, split), data.shard_rows(split))
         scores = self._once(
             step,
             Evaluation,

@@ -32,7 +32,6 @@ from pipeline.data.sampler import steps_per_epoch
 from pipeline.data.shards import Shards
 from pipeline.errors import ClusterError, PipelineError, StoppedError, StoreError, TrainingError
 from pipeline.results import TrainedNet
-from pipeline.storage.cache import require_room
 from pipeline.storage.store import Place, Store, fingerprint, says_full
 from pipeline.training.checkpoint import (
     HISTORY,
@@ -205,8 +204,6 @@ def train_until(
     Raises:
         TrainingError, ClusterError, StoreError: as `run` does.
     """
-    window = recipe.finetune.window_shards
-    require_room(job.train, job.val, window, recipe.cluster.cache_gb)
     for complaint in trail.tidy():
         log.warning("%s", complaint)
     trainer = TorchTrainer(
@@ -215,8 +212,8 @@ def train_until(
             "recipe": recipe.plain(),
             "phase": job.phase.model_dump(),
             "start": job.start,
-            "train": Shards(job.train, job.rows.get("train"), 2 * window if window else None),
-            "val": Shards(job.val, job.rows.get("val"), 2 if window else None),
+            "train": Shards(job.train, job.rows.get("train")),
+            "val": Shards(job.val, job.rows.get("val")),
             "telemetry": watcher.telemetry,
             "trail": trail,
             "until": until,
