@@ -41,7 +41,7 @@ def decode_rgb(encoded: bytes) -> NDArray[np.uint8]:
     """
     with _opened(encoded, "undecodable image") as image:
         _require_eight_bits(image)
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))  # a writable copy, as torch wants
 
 
 def decode_ids(encoded: bytes) -> NDArray[np.generic]:
