@@ -39,11 +39,11 @@ from fcn.backbones import BACKBONES
 from fcn.nets import FCN, Blueprint
 from fcn.normalise import set_batch_norm
 from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.data.check import check_samples
 from pipeline.data.loader import TrainDataset, train_batches
 from pipeline.data.sampler import BatchSchedule, epoch_order
-from pipeline.data.shards import Shards
+from pipeline.data.shards import Shards, write_shard
 from pipeline.data.sources import Sample, open_source
-from pipeline.stages.ingest import check_shard
 from pipeline.training.checkpoint import TrainState
 from pipeline.training.trainer import DistContext, StepTiming, Trainer, build_optimizer
 
@@ -151,7 +151,9 @@ def make_shards(recipe: Recipe, folder: Path) -> tuple[dict[str, Shards], float]
     for split in ("train", "val"):
         mine = [s for s in samples if s.split == split]
         path = folder / f"{split}.arrow"
-        check_shard(drawn, mine, recipe.data.class_table(), (), path)  # type: ignore[arg-type]
+        table = recipe.data.class_table()
+        rows = check_samples(drawn, mine, table, ())[1]  # type: ignore[arg-type]
+        write_shard(path, rows, split, table)
         made[split] = Shards([path])
     return made, (len(samples) - 1) / (time.perf_counter() - began)  # one is for the test
 

@@ -16,7 +16,7 @@ from fcn.labels import VOID
 from pipeline.config.schema import AugmentSpec
 from pipeline.data.augment import Augment
 from pipeline.data.sampler import BatchSchedule, MicroBatchSpec, seed_of
-from pipeline.data.shards import Shards, fetch_ahead
+from pipeline.data.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -100,23 +100,6 @@ def train_batches(
     keys = plan.shares(first_step, rank, world_size)
     for _, micro_batches in groupby(_loader(dataset, keys, num_loaders), key=lambda m: m.step):
         yield list(micro_batches)
-
-
-def fetched_ahead(
-    steps: Iterator[list[MicroBatch]],
-    plan: BatchSchedule,
-    first_step: int,
-    train: Shards,
-    val: Shards,
-) -> Iterator[list[MicroBatch]]:
-    """The same, while a thread fetches the shards that the next steps and the validation need."""
-    fetching: list[int] = []
-    for step in range(first_step, plan.num_steps):
-        moves = plan.window is not None or not fetching  # without windows all are needed at once
-        if moves and (needed := plan.needed(step)) != fetching:
-            fetching = needed
-            fetch_ahead([*train.places(needed), *val.places()])
-        yield next(steps)
 
 
 def eval_batches(shards: Shards, rows: range, batch: int, num_loaders: int) -> Iterable[MicroBatch]:

@@ -205,7 +205,6 @@ def train_until(
     Raises:
         TrainingError, ClusterError, StoreError: as `run` does.
     """
-    window = recipe.finetune.window_shards
     for complaint in trail.tidy():
         log.warning("%s", complaint)
     trainer = TorchTrainer(
@@ -214,8 +213,8 @@ def train_until(
             "recipe": recipe.plain(),
             "phase": job.phase.model_dump(),
             "start": job.start,
-            "train": Shards(job.train, job.rows.get("train"), 2 * window if window else None),
-            "val": Shards(job.val, job.rows.get("val"), 2 if window else None),
+            "train": Shards(job.train, job.rows.get("train")),
+            "val": Shards(job.val, job.rows.get("val")),
             "telemetry": watcher.telemetry,
             "trail": trail,
             "until": until,

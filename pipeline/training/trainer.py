@@ -31,11 +31,10 @@ from pipeline.data.loader import (
     MicroBatch,
     TrainDataset,
     eval_batches,
-    fetched_ahead,
     train_batches,
 )
 from pipeline.data.sampler import BatchSchedule, share
-from pipeline.data.shards import Shards
+from pipeline.data.shards import Shards, fetch_ahead
 from pipeline.errors import TrainingError
 from pipeline.training.checkpoint import BestNet, Metrics, Row, TrainState
 
@@ -277,8 +276,6 @@ class Trainer:
             micro_batch=self.spec.micro_batch,
             epochs=self.phase.epochs,
             seed=self.seed,
-            rows=self.train.rows,
-            window=self.spec.window_shards,
         )
         began = time.perf_counter()
         for micro_batches in self._feed(plan, cursor.step):
@@ -309,10 +306,10 @@ class Trainer:
 
     def _feed(self, plan: BatchSchedule, first_step: int) -> Iterator[list[MicroBatch]]:
         dataset = TrainDataset(self.train, self.spec.augment, self.seed)
-        feed = train_batches(
+        fetch_ahead(self.train, self.val)
+        return train_batches(
             dataset, plan, first_step, self.team.rank, self.team.size, self.num_loaders
         )
-        return fetched_ahead(feed, plan, first_step, self.train, self.val)
 
     def _set_lr(self, optimizer: Optimizer, step: int, num_steps: int) -> float:
         schedule = self.spec.schedule
