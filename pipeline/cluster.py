@@ -56,6 +56,19 @@ def join(spec: ClusterSpec) -> None:
             raise ClusterError(f"no Ray at {address}: {error}") from error
 
 
+def reachable_nodes(spec: ClusterSpec) -> list[Resources] | None:
+    """The nodes of the Ray that a run would join; None if it would start one on this machine.
+
+    Raises:
+        ClusterError: there is no Ray at the address.
+    """
+    address = spec.address or os.environ.get("RAY_ADDRESS")
+    if not ray.is_initialized() and address in (None, "local"):
+        return None
+    join(spec)
+    return living_nodes()
+
+
 def living_nodes() -> list[Resources]:
     """The resources of each node of the Ray that is joined, in use or not."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -112,7 +125,7 @@ def _require(
 
 
 def fit_in_words(spec: ClusterSpec, nodes: Sequence[Resources]) -> str:
-    """Such as: 3 workers of 2 CPU and 1 GPU fit on 2 nodes (1 x 4 CPU and 1 GPU, 1 x 8 CPU and 2 GPU)."""
+    """Such as: 3 workers of 2 CPU fit on 2 nodes (1 x 4 CPU, 1 x 2 CPU)."""
     number, kinds = workers_that_fit(spec, nodes), list(per_worker(spec))
     each = _in_words(per_worker(spec), kinds)
     of_a_kind = Counter(_in_words(node, kinds) for node in nodes).most_common(MANY_KINDS)
