@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -28,6 +29,7 @@ Resources = Mapping[str, float]
 
 RESIZE_EVERY_S = 10.0
 """How often an elastic run looks whether more workers fit."""
+OPEN_S = 10.0
 MANY_KINDS = 5
 """A message lists so many kinds of nodes at most."""
 
@@ -51,9 +53,19 @@ def join(spec: ClusterSpec) -> None:
     if not ray.is_initialized():
         address = spec.address or os.environ.get("RAY_ADDRESS")
         try:
+            _require_open(address or "")
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, ValueError) as error:
-            raise ClusterError(f"no Ray at {address}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise ClusterError(
+                f"no Ray at {address}: {error}; start it, or give its address in cluster.address"
+            ) from error
+
+
+def _require_open(address: str) -> None:
+    """Fail in seconds where nobody listens; Ray itself goes on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), OPEN_S).close()
 
 
 def reachable_nodes(spec: ClusterSpec) -> list[Resources] | None:

@@ -14,7 +14,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.schema import ClusterSpec, PhaseSpec
 from pipeline.data.sampler import steps_per_epoch
 from pipeline.errors import ClusterError
-from pipeline.flow import Flow, Report, Step
+from pipeline.flow import Flow, Report
 from pipeline.results import RECEIPT
 
 

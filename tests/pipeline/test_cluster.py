@@ -1,12 +1,13 @@
 """One rule says what fits on the nodes of a Ray: for a run, a search, `plan` and preflight alike."""
 
 import logging
+import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster import require_fit, trials_that_fit, workers_that_fit
+from pipeline.cluster import connect, require_fit, trials_that_fit, workers_that_fit
 from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError
 
@@ -124,6 +125,15 @@ def test_a_trial_that_cannot_fit_is_refused_with_the_option_that_mends_it() -> N
     with pytest.raises(ClusterError, match=r"a trial needs 4 workers.*fit on 3 nodes") as error:
         trials_that_fit(spec, GPUS, at_most=10)
     assert "--workers=3" in str(error.value)
+
+
+@pytest.mark.timeout(30)
+def test_an_address_where_nobody_listens_is_refused_in_seconds() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(ClusterError, match=rf"no Ray at {address}: .*cluster\.address"):
+        connect(ClusterSpec(address=address))
 
 
 def test_an_elastic_run_starts_with_its_least_number() -> None:
