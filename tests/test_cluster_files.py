@@ -17,7 +17,7 @@ from pipeline.cli import main
 from pipeline.cluster import require_fit
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.errors import ClusterError
-from pipeline.ops.submit import STOP_S, require_seen_from_afar
+from pipeline.ops.submit import STOP_S, require_shared_paths
 
 ROOT = Path(__file__).parents[1]
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -119,7 +119,7 @@ def job_recipe() -> Recipe:
 
 def test_the_manifest_s_flow_uses_the_shared_folder_and_fits_its_workers() -> None:
     recipe = job_recipe()
-    require_seen_from_afar(recipe)
+    require_shared_paths(recipe)
     cluster = KUBERNETES["spec"]["rayClusterSpec"]
     pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for pod in pods:
