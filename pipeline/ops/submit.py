@@ -198,7 +198,10 @@ def connect(address: str | None) -> JobSubmissionClient:
     """The client of the cluster's job server."""
     if address is not None:  # Ray's client prefers this variable and RAY_ADDRESS to its argument
         os.environ[API_SERVER] = address if "://" in address else f"http://{address}"
-    logging.getLogger("ray").setLevel(logging.ERROR)  # each upload and each closed connection
+    for handler in logging.getLogger(
+        "ray"
+    ).handlers:  # it logs each upload and each closed connection
+        handler.setLevel(logging.ERROR)
     return JobSubmissionClient()
 
 
@@ -269,10 +272,14 @@ def in_our_words(besides: str = "") -> Iterator[None]:
         ) from error
     except RuntimeError as error:
         reason = str(error).rstrip(". \n").rsplit("\n", 1)[-1]  # the last line of its traceback
-        if re.search(r"maximum (request body )?size", reason, re.I):
+        if limit := re.search(
+            r"maximum (?:request body )?size(?: of)? ([\d.]+)(MiB)?", reason, re.I
+        ):
+            size_mib = float(limit[1].rstrip(".")) / (1 if limit[2] else 2**20)
             besides = (
-                "The folder is larger than this cluster takes: name large files and folders in "
-                ".rayignore, or choose a smaller --working-dir"
+                f"The working directory makes a larger package than the {size_mib:,.0f} MiB that this "
+                "cluster takes: name its large files and folders in .rayignore, or choose another "
+                "--working-dir"
             )
         raise ClusterError(f"{reason}. {besides}") from error
 

@@ -95,6 +95,8 @@ def test_a_folder_that_is_too_large_is_refused_with_limit_and_remedy(cluster, tm
     assert "ClusterError" in output
     assert "100 MiB" in output, output
     assert ".rayignore" in output
+    assert "100 MiB" in (ROOT / "docs" / "cluster.md").read_text()
+    assert "Uploading" not in output
 
 
 def test_without_the_token_nothing_is_accepted_and_with_it_plain_ray_works_too(cluster) -> None:

@@ -25,7 +25,9 @@ def test_several_planted_faults_are_found_on_a_real_cluster_in_one_go(tmp_path) 
             return [f"--set={value}" for value in (*common, *values)]
 
         def check(*values: str):
-            done = CliRunner().invoke(main, ["plan", "demo", "--cluster", *sets(*values)])
+            done = CliRunner(env={"COLUMNS": "1000"}).invoke(
+                main, ["plan", "demo", "--cluster", *sets(*values)]
+            )
             return done, re.sub(r"\s+", " ", done.output)
 
         done, text = check(
