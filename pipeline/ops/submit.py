@@ -48,6 +48,11 @@ STOP_S = 300
 """A stopped job may take so long for its checkpoint; by itself Ray kills it after three seconds."""
 POLL_S = 0.5
 STOPPED, INTERRUPTED = 143, 130
+CHATTY = [
+    *("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"),
+    "ray._private.runtime_env.packaging",
+]
+"""Loggers that print each upload and each closed connection."""
 
 
 @dataclass(frozen=True)
