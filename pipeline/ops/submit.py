@@ -203,10 +203,8 @@ def connect(address: str | None) -> JobSubmissionClient:
     """The client of the cluster's job server."""
     if address is not None:  # Ray's client prefers this variable and RAY_ADDRESS to its argument
         os.environ[API_SERVER] = address if "://" in address else f"http://{address}"
-    for handler in logging.getLogger(
-        "ray"
-    ).handlers:  # it logs each upload and each closed connection
-        handler.setLevel(logging.ERROR)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     return JobSubmissionClient()
 
 
