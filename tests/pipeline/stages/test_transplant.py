@@ -1,25 +1,23 @@
-"""Transplant and its guard, evaluation's arithmetic and pictures, the store's promises."""
+"""Transplanted weights arrive with a receipt that is true, or are refused in words."""
 
 import json
+import os
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fcn.backbones import BACKBONES
-from fcn.labels import VOID
 from fcn.nets import FCN, Blueprint
-from fcn.weights import NET, save_net
-from pipeline.errors import TrainingError, WeightsError
+from fcn.weights import save_net
+from pipeline.errors import WeightsError
+from pipeline.flow import Flow
 from pipeline.stages import transplant
-from pipeline.storage.store import RECEIPT, Store, fingerprint
-from pipeline.tracking import plots
+from pipeline.storage.store import RECEIPT, Store
 from pipeline.training.model import require_receipt, start_net
-from pipeline.training.trainer import require_all_seen
 from tests.conftest import tiny
 
 RESNET = ("net.backbone=resnet18", "net.stride=16")
@@ -41,7 +39,8 @@ def test_weights_from_a_file_arrive_with_a_receipt_that_fine_tuning_accepts(
     assert (done.copied, done.dropped, done.initialised) == (120, 2, 4)
     assert done.max_difference < done.tolerance
     require_receipt(done.folder)
-    assert store.published("weights", "key") == done.model_dump(mode="json")
+    manifest = store.published("weights", "key")
+    assert manifest.items() >= done.model_dump(mode="json").items()
     net = start_net(tiny(*RESNET), 16, done.folder)
     theirs = torch.load(resnet_file, weights_only=True)["conv1.weight"]
     assert torch.equal(net.backbone.trunk["8"][0].weight, theirs)
@@ -109,78 +108,35 @@ def test_torchvisions_download_is_checked_by_its_hash(
                 transplant.run(recipe, Store(tmp_path), "bad")
 
 
-def test_staged_training_hands_on_all_that_fits(resnet_file, tmp_path) -> None:
-    phases = (
-        "finetune.epochs=null",
-        "finetune.phases=[{stride: 32, epochs: 1}, {stride: 16, epochs: 1}]",
-    )
-    recipe = tiny(*RESNET, *phases)
-    coarse = FCN(Blueprint("resnet18", 5, 32))
-    torch.nn.init.normal_(coarse.score["32"].weight)
-    save_net(tmp_path, coarse)
-    fine = start_net(recipe, 16, tmp_path)
-    assert torch.equal(fine.score["32"].weight, coarse.score["32"].weight)
-    assert not fine.score["16"].weight.any()
-    with pytest.raises(WeightsError, match=r"lacks backbone\.trunk"):
-        start_net(tiny("net.backbone=alexnet"), 32, tmp_path)
-
-
-def test_scratch_starts_from_the_seed() -> None:
-    recipe = tiny(*RESNET, "finetune.init=scratch")
-    one, two = start_net(recipe, 16, None), start_net(recipe, 16, None)
-    other = start_net(tiny(*RESNET, "finetune.init=scratch", "seed=1"), 16, None)
-    key = "backbone.trunk.8.0.weight"
-    assert torch.equal(one.state_dict()[key], two.state_dict()[key])
-    assert not torch.equal(one.state_dict()[key], other.state_dict()[key])
-
-
-def test_a_result_is_published_whole_or_not_at_all(tmp_path) -> None:
-    store = Store(tmp_path)
-
-    def interrupted() -> None:
-        with store.publish("nets", "a", {}) as draft:
-            (draft / NET).write_text("half")
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        interrupted()
-    assert store.published("nets", "a") is None
-    assert list((tmp_path / "nets").iterdir()) == []
-    with store.publish("nets", "a", {"first": 1}) as draft:
-        (draft / NET).write_text("whole")
-    with store.publish("nets", "a", {"second": 2}):
-        pass
-    assert store.published("nets", "a") == {"first": 1}
-    assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 3})
-
-
-def test_scores_over_some_of_the_images_are_void() -> None:
-    with pytest.raises(TrainingError, match="59 images were counted in a split of 60"):
-        require_all_seen(59, 60)
-
-
-def test_pictures_show_what_they_say(tmp_path) -> None:
-    table = tiny().data.class_table()
-    image = np.full((10, 12, 3), 90, np.uint8)
-    truth = np.zeros((10, 12), np.uint8)
-    truth[0] = VOID
-    prediction = truth.copy()
-    prediction[0] = 1  # void is no error
-    prediction[5, 5] = 2
-    panel = plots.panel(image, truth, prediction, table)
-    assert panel.shape == (28, 32, 3)
-    errors = panel[16:26, 18:30]
-    assert (errors == [220, 30, 30]).all(-1).sum() == 1
-    assert (errors[5, 5] == [220, 30, 30]).all()
-    assert (errors[0] == 128).all()
-    plots.label_png(tmp_path / "label.png", prediction, table)
-    again = Image.open(tmp_path / "label.png")
-    assert again.mode == "P"
-    assert (np.asarray(again) == prediction).all()
-    assert tuple(again.getpalette()[6:9]) == table.colours[2]
-
-
 def test_the_manifest_is_plain_json(resnet_file, tmp_path) -> None:
     transplant.run(tiny(*RESNET, f"transplant.weights={resnet_file}"), Store(tmp_path), "key")
     manifest = json.loads((tmp_path / "weights" / "key" / "manifest.json").read_text())
     assert manifest["proof"] == "classifier == mean of the class map"
+
+
+@pytest.mark.ray
+def test_a_transplant_that_another_flow_is_at_is_waited_for_and_reused(
+    local_ray, tmp_path, caplog
+) -> None:
+    caplog.set_level("INFO", "pipeline")
+    flow, other = Flow(tiny(f"store={tmp_path}")), Store(tmp_path)
+    step = flow.steps["transplant"]
+    lock = other.lock(step.key)
+    assert lock.take()
+    numbers = dict.fromkeys(("copied", "reshaped", "initialised", "dropped"), 1)
+    manifest = {"folder": "moved", "source": "package", "proof": "equal", **numbers}
+
+    def publish() -> None:
+        while "is being computed" not in caplog.text:
+            time.sleep(0.1)
+        with other.publish("weights", step.key, manifest | {"max_difference": 0, "tolerance": 1}):
+            pass
+
+    thread = threading.Thread(target=publish, daemon=True)
+    thread.start()
+    report = flow.run("transplant")
+    thread.join()
+    lock.free()
+    assert [(name, how) for name, how, _ in report.steps] == [("transplant", "unchanged")]
+    assert report.results["transplant"].folder == other.stored("weights", step.key).localize()
+    assert f"transplant is being computed by pid {os.getpid()} on" in caplog.text
