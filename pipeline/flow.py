@@ -186,7 +186,7 @@ class Flow:
 
         A net without a history is of an earlier version, which told all before it ended.
         """
-        from pipeline.training.checkpoint import HISTORY
+        from pipeline.training.state import HISTORY
 
         if step.stage not in ("finetune", "evaluate") or not self._found(step):
             return False
@@ -292,7 +292,7 @@ class Flow:
 
     def _finetune(self, step: Step) -> None:
         from pipeline.stages import finetune
-        from pipeline.training import checkpoint
+        from pipeline.training import state
 
         assert step.phase is not None
         phase = step.phase
@@ -317,7 +317,7 @@ class Flow:
         untold = self._untold(step)
         trained = self._once(step, TrainedNet, compute)
         if self._tracked and untold:
-            rows = checkpoint.History.read(trained.folder / checkpoint.HISTORY).rows()
+            rows = state.History.read(trained.folder / state.HISTORY).rows()
             self._tracked.history(step.name, step.key, rows)
         self.store.remember_run(self.recipe.name, trained.folder)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from pipeline.training.trail import RemoteTrail, trail_of
 
 import pipeline.cli
 import tuning.cli
@@ -25,7 +26,6 @@ from pipeline.storage.cache import MirroredStore, open_store
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import MANIFEST, Store, here
 from pipeline.training.checkpoint import BestNet, TrainState, save_state, step_of
-from pipeline.training.trail import RemoteTrail, trail_of
 from tests.conftest import tiny
 
 

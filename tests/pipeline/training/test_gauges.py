@@ -7,8 +7,9 @@ import urllib.request
 import pytest
 import ray
 
+from pipeline.training.distributed import DistContext
 from pipeline.training.gauges import EpochThroughput, WorkerGauges, verdict
-from pipeline.training.trainer import DistContext, StepTiming
+from pipeline.training.trainer import StepTiming
 from tests.pipeline.training.test_trainer import LocalCheckpointManager, phase
 
 
