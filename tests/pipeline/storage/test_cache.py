@@ -8,16 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
-from pipeline.training.trail import RemoteTrail, trail_of
 
 import pipeline.cli
 import tuning.cli
-from fcn.nets import FCN, Blueprint
 from pipeline.data.shards import Shards, fetch_ahead
 from pipeline.errors import StoreError
 from pipeline.flow import Flow
@@ -25,7 +21,6 @@ from pipeline.stages.finetune import TrainedNet
 from pipeline.storage.cache import MirroredStore, open_store
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import MANIFEST, Store, here
-from pipeline.training.checkpoint import BestNet, TrainState, save_state, step_of
 from tests.conftest import tiny
 
 
@@ -272,7 +267,6 @@ def test_a_store_that_cannot_be_reached_says_so(monkeypatch, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("verbs", "arguments"),
     [
-        (pipeline.cli, ["drill", "demo", "--set=store=%s"]),
         (pipeline.cli, ["gc", "--store", "%s"]),
         (tuning.cli, ["search", "demo", "--set=store=%s"]),
         (tuning.cli, ["status", "demo", "--store", "%s"]),
@@ -285,68 +279,3 @@ def test_what_works_on_folders_alone_says_so(s3, tmp_path, verbs, arguments) -> 
     assert "not work on object stores yet" in done.output
     assert ObjectStore(s3).names("") == []
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> dict[int, Path]:
-    """Some, by their steps."""
-    net = FCN(Blueprint("efficientnet_lite0", 3, 32))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    folders = {}
-    for step in (4, 8, 12):
-        folders[step] = tmp_path_factory.mktemp("checkpoint")
-        cursor = TrainState(step, BestNet(step, {"val/mean_iu": 0.5}, net.state_dict()))
-        save_state(folders[step], net, optimizer, cursor)
-    return folders
-
-
-@pytest.fixture
-def trail(store, checkpoints) -> RemoteTrail:
-    """All of them uploaded, as Ray does it."""
-    for step, folder in checkpoints.items():
-        for path in folder.iterdir():
-            store.remote.put(path, f"runs/demo/k/checkpoint_2026-{step:02d}/{path.name}")
-    found = trail_of(store, "demo", "k")
-    assert isinstance(found, RemoteTrail)
-    return found
-
-
-def names(store: MirroredStore) -> set[str]:
-    return {name.split("/")[0] for name in store.remote.names("runs/demo/k")}
-
-
-def test_the_furthest_sound_checkpoint_is_fetched_by_each_machine(store, trail, elsewhere) -> None:
-    assert store.begun("demo", "k")
-    found, complaints = trail.newest()
-    assert (found.name, step_of(found), complaints) == ("checkpoint_2026-12", 12, [])
-    other = trail_of(elsewhere, "demo", "k").local(found.name)
-    assert other != found
-    assert step_of(other) == 12
-
-
-def test_a_damaged_checkpoint_counts_for_nothing_and_is_put_aside(store, trail) -> None:
-    store.remote.write("runs/demo/k/checkpoint_2026-12/net.safetensors", b"noise")
-    store.remote.write("runs/demo/k/checkpoint_2027/net.safetensors", b"half")
-    store.remote.write("runs/demo/k/checkpoint_manager_snapshot.json", b"{")
-    found, complaints = trail.newest()
-    assert step_of(found) == 8
-    assert "net.safetensors is not as it was written" in complaints[1]
-    assert trail.tidy() == complaints
-    assert names(store) == {
-        "damaged_checkpoint_2026-12",
-        "checkpoint_2026-08",
-        "checkpoint_2026-04",
-    }
-    assert trail.tidy() == []
-
-
-def test_two_checkpoints_stay(store, trail) -> None:
-    trail.tidy()
-    assert names(store) == {"checkpoint_2026-12", "checkpoint_2026-08"}
-
-
-def test_no_checkpoint_is_none(store) -> None:
-    trail = trail_of(store, "demo", "k")
-    assert not store.begun("demo", "k")
-    assert trail.tidy() == []
-    assert trail.newest() == (None, [])
