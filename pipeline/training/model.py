@@ -20,9 +20,9 @@ from pipeline.storage.store import File, localize
 
 
 def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:
-    """The net of a phase."""
-    spec, surgery = recipe.net, recipe.transplant
-    chosen = PREPROCESSING[surgery.preprocessing] if surgery and surgery.preprocessing else None
+    """The net of a phase, as the recipe describes it."""
+    spec, transplant = recipe.net, recipe.transplant
+    named = transplant.preprocessing if transplant else None
     return Blueprint(
         backbone=spec.backbone,
         num_classes=len(recipe.data.class_table()),
@@ -30,14 +30,14 @@ def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:
         upscore=spec.upscore,
         border=spec.border,
         skip_scale=spec.skip_scale,
-        preprocessing=chosen or BACKBONES[spec.backbone].preprocessing,
+        preprocessing=PREPROCESSING[named] if named else BACKBONES[spec.backbone].preprocessing,
     )
 
 
 def start_net(recipe: Recipe, stride: Stride, start: File | None) -> FCN:
-    """A phase's net before its first step: from the transplant or the phase before, or scratch.
+    """Build a phase's net before its first step: from the transplant, the phase before, or scratch.
 
-    New skips score zero, so that a finer net begins with the coarser one's prediction.
+    New skips score zero, so that a finer net begins with the prediction of the coarser one.
 
     Raises:
         WeightsError: the start lacks a part of the backbone.
@@ -56,7 +56,7 @@ def start_net(recipe: Recipe, stride: Stride, start: File | None) -> FCN:
 
 
 def require_receipt(folder: Path) -> None:
-    """Fine-tuning starts only from weights whose receipt matches them, tensor by tensor.
+    """Make sure that weights to start from match their receipt, tensor by tensor.
 
     Raises:
         WeightsError: there is no receipt, or the weights are not those that it describes.

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import TrainingError
-from pipeline.training.trainer import require_all_seen
+from pipeline.training.evaluation import require_all_seen
 
 
 def test_scores_over_some_of_the_images_are_void() -> None:
