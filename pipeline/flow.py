@@ -28,8 +28,7 @@ from pipeline.storage.store import KINDS, Mark, Place, Store, fingerprint
 
 if TYPE_CHECKING:  # at run time each stage is imported when it runs: `plan` needs no torch or ray
     from pipeline.storage.locks import Lock
-    from pipeline.tracking.flow_logger import FlowLogger
-    from pipeline.tracking.run_logger import RunLogger
+    from pipeline.tracking.run_logger import FlowLogger, RunLogger
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +101,9 @@ def _weights_state(recipe: Recipe, store: Store) -> str:
     weights = require_section(recipe).weights
     if not weights.startswith("models:/"):
         return source_state(recipe, store)
-    from pipeline.tracking.client import TrackingClient
+    from pipeline.tracking.registry import open_registry
 
-    return TrackingClient(recipe.tracking, store.root).resolve(weights)
+    return open_registry(recipe.tracking, store.root).resolve(weights)
 
 
 @dataclass
@@ -156,7 +155,7 @@ class Flow:
 
     def _run_tracked(self, wanted: list[Step], *, complete: bool) -> None:
         from pipeline import cluster
-        from pipeline.tracking.flow_logger import FlowLogger
+        from pipeline.tracking.run_logger import FlowLogger
 
         if not complete:
             cluster.connect(self.recipe.cluster)
@@ -182,17 +181,9 @@ class Flow:
         return self.store.mark(self.recipe.name, key)
 
     def _untold(self, step: Step) -> bool:
-        """Whether MLflow was away when a result that is there ended.
-
-        A net without a history is of an earlier version, which told all before it ended.
-        """
-        from pipeline.training.checkpoint import HISTORY
-
-        if step.stage not in ("finetune", "evaluate") or not self._found(step):
-            return False
-        net = step if step.phase else self.steps[step.needs[-1]]
-        told = self.mark(step.key).there() or not self.store.holds(net.kind, net.key, HISTORY)
-        return not told
+        """Whether MLflow lacks something of a result that is there."""
+        logged = step.stage in ("finetune", "evaluate") and self._found(step) is not None
+        return logged and not self.mark(step.key).exists()
 
     def _run(self, wanted: list[Step]) -> None:
         self.store.begin_run(self.recipe.name, {s.name: s.key for s in self.steps.values()})
@@ -314,9 +305,8 @@ class Flow:
             with self._tracked.phase(step.name, step.key) as sink:
                 return finetune.run(self.recipe, self.store, step.key, job, sink)
 
-        untold = self._untold(step)
         trained = self._once(step, TrainedNet, compute)
-        if self._tracked and untold:
+        if self._tracked and self._untold(step):
             rows = checkpoint.History.read(trained.folder / checkpoint.HISTORY).rows()
             self._tracked.history(step.name, step.key, rows)
         self.store.remember_run(self.recipe.name, trained.folder)
@@ -355,8 +345,8 @@ class Flow:
             name = self.recipe.register_as.model or self.recipe.name
             manifest: dict[str, Any] = {}
             with self.store.publish(step.kind, step.key, manifest):
-                with self._tracked.registering() as (tracker, run_id):
-                    done = register.run(tracker, run_id, name, net.folder, scores)
+                with self._tracked.registering() as (registry, run_id):
+                    done = register.run(registry, run_id, name, net.folder, scores)
                 manifest |= done.model_dump(mode="json")
             self._tracked.note(scores, done.sentence())
             return done

@@ -117,15 +117,15 @@ class RemoteMark(Mark):
         super().__init__(Path(name))
         self._remote, self._name = remote, name
 
-    def there(self) -> bool:
-        """Whether it was."""
+    def exists(self) -> bool:
+        """Whether it was done."""
         return self._remote.read(self._name) is not None
 
-    def leave(self) -> None:
-        """It is."""
+    def set(self) -> None:
+        """It is done."""
         self._remote.write(self._name, b"")
 
-    def remove(self) -> None:
+    def clear(self) -> None:
         """It is to be done again."""
         self._remote.remove(self._name)
 

@@ -70,21 +70,21 @@ class Part:
 
 
 class Mark:
-    """A file that says that something was done."""
+    """A marker: a file that says that something was done."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def there(self) -> bool:
-        """Whether it was."""
+    def exists(self) -> bool:
+        """Whether it was done."""
         return self.path.is_file()
 
-    def leave(self) -> None:
-        """It is."""
+    def set(self) -> None:
+        """It is done."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
 
-    def remove(self) -> None:
+    def clear(self) -> None:
         """It is to be done again."""
         self.path.unlink(missing_ok=True)
 
