@@ -5,13 +5,10 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fcn.backbones import BACKBONES
-from fcn.labels import VOID
 from fcn.nets import FCN, Blueprint
 from fcn.weights import NET, save_net
 from pipeline.cluster import require_room
@@ -19,7 +16,6 @@ from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError, TrainingError, WeightsError
 from pipeline.stages import transplant
 from pipeline.storage.store import RECEIPT, Store, fingerprint
-from pipeline.tracking import plots
 from pipeline.training.model import require_receipt, start_net
 from pipeline.training.trainer import require_all_seen
 from tests.conftest import tiny
@@ -170,27 +166,6 @@ def test_workers_that_cannot_fit_are_refused_with_the_arithmetic() -> None:
 def test_scores_over_some_of_the_images_are_void() -> None:
     with pytest.raises(TrainingError, match="59 images were counted in a split of 60"):
         require_all_seen(59, 60)
-
-
-def test_pictures_show_what_they_say(tmp_path) -> None:
-    table = tiny().data.class_table()
-    image = np.full((10, 12, 3), 90, np.uint8)
-    truth = np.zeros((10, 12), np.uint8)
-    truth[0] = VOID
-    prediction = truth.copy()
-    prediction[0] = 1  # void is no error
-    prediction[5, 5] = 2
-    panel = plots.panel(image, truth, prediction, table)
-    assert panel.shape == (28, 32, 3)
-    errors = panel[16:26, 18:30]
-    assert (errors == [220, 30, 30]).all(-1).sum() == 1
-    assert (errors[5, 5] == [220, 30, 30]).all()
-    assert (errors[0] == 128).all()
-    plots.label_png(tmp_path / "label.png", prediction, table)
-    again = Image.open(tmp_path / "label.png")
-    assert again.mode == "P"
-    assert (np.asarray(again) == prediction).all()
-    assert tuple(again.getpalette()[6:9]) == table.colours[2]
 
 
 def test_the_manifest_is_plain_json(resnet_file, tmp_path) -> None:

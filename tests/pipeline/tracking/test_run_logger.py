@@ -1,4 +1,4 @@
-"""What a flow logs on a real MLflow store, in order and once, while MLflow is there and while it is away."""
+"""What a flow logs on a real MLflow store: in order and once, while MLflow is away too."""
 
 import logging
 import signal
