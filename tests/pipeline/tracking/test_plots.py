@@ -1,4 +1,4 @@
-"""Pictures show what they say."""
+"""Pictures of label maps, and curves of phases."""
 
 import numpy as np
 from PIL import Image
@@ -27,3 +27,11 @@ def test_pictures_show_what_they_say(tmp_path) -> None:
     assert again.mode == "P"
     assert (np.asarray(again) == prediction).all()
     assert tuple(again.getpalette()[6:9]) == table.colours[2]
+
+
+def test_curves_are_drawn_of_phases_of_any_length_and_of_none(tmp_path) -> None:
+    path = tmp_path / "curves.png"
+    long = [(step, 1.0 / step) for step in range(1, 200)]
+    for loss in ({}, {"finetune-32s": [(1, 0.5)], "finetune-8s": long}):
+        plots.curves(path, loss, {name: points[-1:] for name, points in loss.items()})
+        assert Image.open(path).size == (1100, 396)
