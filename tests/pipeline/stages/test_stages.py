@@ -17,8 +17,9 @@ from fcn.weights import NET, save_net
 from pipeline.cluster import require_room
 from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError, TrainingError, WeightsError
+from pipeline.results import RECEIPT
 from pipeline.stages import transplant
-from pipeline.storage.store import RECEIPT, Store, fingerprint
+from pipeline.storage.store import Store, fingerprint
 from pipeline.tracking import plots
 from pipeline.training.evaluation import require_all_seen
 from pipeline.training.model import require_receipt, start_net
