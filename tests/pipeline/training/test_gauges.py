@@ -1,4 +1,4 @@
-"""Speed is told from every worker, and what it is bound by in words."""
+"""Every worker shows its speed; the log says what training waits for."""
 
 import re
 import time
@@ -22,16 +22,16 @@ def test_an_epoch_is_summed_up_by_time_not_by_steps() -> None:
     paces = EpochThroughput()
     assert paces.add(rows((0.5, 100.0, 0.0))) is None
     assert paces.add([(1, {"val/mean_iu": 0.5})]) is None
-    said = paces.add(rows((1.0, 1.0, 1.0)))
-    assert said.startswith("epoch 1: 2.0 images/s, loader-bound (99% of the time")
-    assert "cluster.loader_workers" in said
-    said = paces.add(rows((1.5, 10.0, 0.1), (2.0, 10.0, 0.1)))
-    assert said.startswith("epoch 2: 10.0 images/s, compute-bound (10% of")
+    sentence = paces.add(rows((1.0, 1.0, 1.0)))
+    assert sentence.startswith("epoch 1: 2.0 images/s, loader-bound (99% of the time")
+    assert "cluster.loader_workers" in sentence
+    sentence = paces.add(rows((1.5, 10.0, 0.1), (2.0, 10.0, 0.1)))
+    assert sentence.startswith("epoch 2: 10.0 images/s, compute-bound (10% of")
 
 
-def test_of_epochs_told_again_the_last_is_summed_up() -> None:
-    said = EpochThroughput().add(rows((1.0, 5.0, 0.0), (2.0, 4.0, 0.0), (2.5, 3.0, 0.0)))
-    assert said.startswith("epoch 2: 4.0 images/s")
+def test_of_epochs_sent_again_the_last_is_summed_up() -> None:
+    sentence = EpochThroughput().add(rows((1.0, 5.0, 0.0), (2.0, 4.0, 0.0), (2.5, 3.0, 0.0)))
+    assert sentence.startswith("epoch 2: 4.0 images/s")
 
 
 def test_the_verdict_changes_once() -> None:
@@ -42,8 +42,8 @@ def test_the_verdict_changes_once() -> None:
 
 def test_waiting_for_a_slow_loader_is_seen_by_the_loop(tiny_shards, tmp_path, monkeypatch) -> None:
     paces: list[StepTiming] = []
-    told: list = []
-    work = phase(tiny_shards, "finetune.batch_norm=frozen", epochs=1, emit=told.extend)
+    sent: list = []
+    work = phase(tiny_shards, "finetune.batch_norm=frozen", epochs=1, emit=sent.extend)
     work.watch = paces.append
     feed = work._feed
 
@@ -56,7 +56,7 @@ def test_waiting_for_a_slow_loader_is_seen_by_the_loop(tiny_shards, tmp_path, mo
     work.run(LocalCheckpointManager(tmp_path))
     assert [pace.images for pace in paces] == [8, 8, 6]
     assert all(0.3 <= pace.wait_s < pace.whole_s for pace in paces)
-    fractions = [m["perf/wait_frac"] for _, m in told if "perf/wait_frac" in m]
+    fractions = [m["perf/wait_frac"] for _, m in sent if "perf/wait_frac" in m]
     assert fractions == [pace.wait_frac for pace in paces]
     assert all(0 < frac < 1 for frac in fractions)
 
