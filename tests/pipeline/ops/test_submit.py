@@ -255,9 +255,9 @@ def test_what_is_excluded_is_what_ray_leaves_out(tmp_path, server) -> None:
 def test_overrides_reach_the_job_whatever_they_hold() -> None:
     text = submit.command("my recipe.yaml", ["a=[1, 2]", "b=$HOME 'x'"])
     show = f"set -- {text}; printf '%s\\n' \"$@\""
-    said = subprocess.run(["sh", "-c", show], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(["sh", "-c", show], capture_output=True, text=True, check=True).stdout
     arguments = ["my recipe.yaml", "--set=a=[1, 2]", "--set=b=$HOME 'x'"]
-    assert said.splitlines() == ["python", "-m", "pipeline", "run", *arguments]
+    assert output.splitlines() == ["python", "-m", "pipeline", "run", *arguments]
 
 
 def test_only_named_variables_are_handed_on() -> None:
