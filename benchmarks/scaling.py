@@ -189,8 +189,8 @@ def check_two_workers(folder: Path, rounds: int) -> None:
         return predict(Job(net, device, fabric, feed, batch // 2, micro), 2).step_s
 
     click.echo(
-        f"1 -> 2 workers, demo ({batch} images of 120 x 160 a step), {rounds} rounds by turns; all-reduce by "
-        f"gloo:\n{measured['gradient_s'] * 1e3:.1f} ms for {net.gradient_bytes / 1e6:.1f} MB, "
+        f"1 -> 2 workers, demo ({batch} images of 120 x 160 a step), {rounds} rounds by turns; "
+        f"all-reduce by gloo:\n{measured['gradient_s'] * 1e3:.1f} ms for {net.gradient_bytes / 1e6:.1f} MB, "
         f"{measured['latency_s'] * 1e3:.2f} ms for 4 bytes; update {update * 1e3:.1f} ms\n\n"
         "| round | alone | two apart | two together | predicted / measured | from two apart |\n"
         "|---|---|---|---|---|---|"
