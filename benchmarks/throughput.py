@@ -10,7 +10,6 @@ so the global batch grows with the devices (weak scaling), unless the caller shr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 UPDATE_PASSES = 8
@@ -24,11 +23,10 @@ SUMS = 2
 
 
 class Net(NamedTuple):
-    """What one image costs, forward and backward, and how large the gradient is."""
+    """What one image costs, forward and backward; traffic is of activations read and written."""
 
     flops: float
     traffic_bytes: float
-    """Activations read and written."""
     gradient_bytes: float
 
 
@@ -47,50 +45,40 @@ class Link(NamedTuple):
 
 
 class Fabric(NamedTuple):
-    """Devices in nodes."""
+    """Devices in nodes; `overlaps`: an exchange leaves the device free to compute."""
 
     per_node: int
     inside: Link
     between: Link
     overlaps: bool = True
-    """Whether an exchange leaves the device free to compute."""
 
 
 class Feed(NamedTuple):
-    """Where images come from."""
+    """What a core decodes, cores of each device (0: the worker decodes), what the store gives to all."""
 
     decoded_per_s: float
-    """By one core."""
     cores: float
-    """For each device; 0: the worker itself decodes, between its steps."""
     image_bytes: float
     store_bytes_per_s: float
-    """Of the whole store, shared by all."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is trained on what."""
+class Job(NamedTuple):
+    """What is trained on what; images in a step and in a micro-batch are those of one device."""
 
     net: Net
     device: Device
     fabric: Fabric
     feed: Feed
     images: int
-    """In a step, on each device."""
     micro: int
-    """In a micro-batch; gradients are exchanged during the backward pass of the last one."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A step on N devices, in seconds."""
+class Prediction(NamedTuple):
+    """A step on N devices: images of all devices, seconds, and seconds by what bounds it."""
 
     images: int
-    """Of all devices."""
     step_s: float
     parts_s: dict[str, float]
-    """By what bounds it: compute, gradients (what is not hidden of their exchange), loader, storage."""
 
     @property
     def images_per_s(self) -> float:
@@ -147,8 +135,3 @@ def predict(job: Job, devices: int) -> Prediction:
 def efficiency(job: Job, devices: int) -> float:
     """Throughput over that of as many single devices."""
     return predict(job, devices).images_per_s / (devices * predict(job, 1).images_per_s)
-
-
-def device_hours(job: Job, devices: int, images: float) -> float:
-    """What training on so many images takes; times the price of an hour it is the cost."""
-    return devices * images / predict(job, devices).images_per_s / 3600
