@@ -1,9 +1,13 @@
-"""Predict two workers from one and measure them; predict GPUs that are not here from their data sheets.
+"""A model of the seconds of a step on N devices, and its check: two workers predicted and measured.
 
     python -m benchmarks.scaling
 
-Settings that are compared take turns in one run. What is assumed of GPUs, networks and stores stands in
-H200, FABRIC and FEED.
+A step computes, updates, exchanges gradients and sums, while loaders read and decode the next one:
+
+    step = max(compute + update + exposed exchange, decode, read)
+
+with decode added instead where the worker decodes itself. Every device holds the same number of images,
+so the global batch grows with the devices (weak scaling), unless the caller shrinks `images`.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import ray
@@ -22,17 +26,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.throughput import (
-    UPDATE_PASSES,
-    Device,
-    Fabric,
-    Feed,
-    Job,
-    Link,
-    Net,
-    efficiency,
-    predict,
-)
 from fcn.nets import FCN, Blueprint
 from fcn.normalise import set_batch_norm
 from pipeline import cluster
@@ -47,26 +40,119 @@ from pipeline.training.trainer import (
     build_optimizer,
 )
 
-NUM_CLASSES, SIDE_PX = 21, 512
-H200 = Device(0.35 * 989e12, 0.6 * 4.8e12)
-"""Dense bf16 and HBM of its data sheet, and the part of both that convolutions are taken to achieve."""
-FABRIC = Fabric(8, inside=Link(0.8 * 450e9, 5e-6), between=Link(0.8 * 50e9, 10e-6))
-"""NVLink of an H200 inside a node, 400 Gbit/s for each GPU between nodes; 0.8 of both."""
-FEED = Feed(decoded_per_s=142, cores=12, image_bytes=116e3, store_bytes_per_s=20e9)
-"""JPEGs of 375 x 500 and their label maps, decoded and augmented as fast as on one core of a virtual
-machine; a parallel file system."""
-DEVICES = (1, 128, 1024)
-SHOWN = ("efficientnet_lite0", "resnet50", "vgg16")
+UPDATE_PASSES = 8
+"""AdamW reads parameter, gradient and two moments and writes three of them; the norm reads gradients."""
+BUCKET_BYTES = 25 << 20
+"""The size of DDP's buckets; the last one is exchanged after the backward pass has ended."""
+BACKWARD_FRAC = 2 / 3
+"""The part of the compute that an exchange can hide behind."""
+SUMS = 2
+"""Small all-reduces of the training loop in each step: counts and the loss."""
+
+
+class Net(NamedTuple):
+    """What one image costs, forward and backward; traffic is of activations read and written."""
+
+    flops: float
+    traffic_bytes: float
+    gradient_bytes: float
+
+
+class Device(NamedTuple):
+    """What a device achieves, not the peak of its data sheet."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+class Link(NamedTuple):
+    """The link of one device, in one direction."""
+
+    bytes_per_s: float
+    latency_s: float
+
+
+class Fabric(NamedTuple):
+    """Devices in nodes; `overlaps`: an exchange leaves the device free to compute."""
+
+    per_node: int
+    inside: Link
+    between: Link
+    overlaps: bool = True
+
+
+class Feed(NamedTuple):
+    """What a core decodes, cores of each device (0: the worker decodes), what the store gives to all."""
+
+    decoded_per_s: float
+    cores: float
+    image_bytes: float
+    store_bytes_per_s: float
+
+
+class Job(NamedTuple):
+    """What is trained on what; images in a step and in a micro-batch are those of one device."""
+
+    net: Net
+    device: Device
+    fabric: Fabric
+    feed: Feed
+    images: int
+    micro: int
+
+
+def ring_s(size_bytes: float, devices: float, link: Link) -> float:
+    """An all-reduce by a ring: each device sends 2 (n - 1) parts of 1 / n."""
+    hops = 2 * (devices - 1)
+    return hops / devices * size_bytes / link.bytes_per_s + hops * link.latency_s
+
+
+def all_reduce_s(size_bytes: float, devices: int, fabric: Fabric) -> float:
+    """Inside the nodes, then between nodes, where each device carries its part of the sum."""
+    inside = min(devices, fabric.per_node)
+    within = ring_s(size_bytes, inside, fabric.inside)
+    return within + ring_s(size_bytes / inside, devices / inside, fabric.between)
+
+
+def exposed_s(job: Job, devices: int) -> float:
+    """The part of the exchange for which devices wait."""
+    sums = SUMS * all_reduce_s(8, devices, job.fabric)
+    whole = all_reduce_s(job.net.gradient_bytes, devices, job.fabric)
+    if not job.fabric.overlaps:
+        return whole + sums
+    last_bucket = min(1.0, BUCKET_BYTES / job.net.gradient_bytes)
+    hidden = BACKWARD_FRAC * compute_s(job, min(job.micro, job.images))
+    return max(whole * last_bucket, whole - hidden) + sums
+
+
+def compute_s(job: Job, images: int) -> float:
+    """Arithmetic or memory traffic, whichever takes longer."""
+    net, device = job.net, job.device
+    return images * max(net.flops / device.flops_per_s, net.traffic_bytes / device.bytes_per_s)
+
+
+def step_s(job: Job, devices: int) -> float:
+    """Seconds of a step on that many devices."""
+    feed, update = job.feed, UPDATE_PASSES * job.net.gradient_bytes / job.device.bytes_per_s
+    busy = compute_s(job, job.images) + update + exposed_s(job, devices)
+    decode = job.images / (feed.decoded_per_s * (feed.cores or 1))
+    read = devices * job.images * feed.image_bytes / feed.store_bytes_per_s
+    return max(busy + (0 if feed.cores else decode), read, decode)
+
+
+def efficiency(job: Job, devices: int) -> float:
+    """Throughput over that of as many single devices."""
+    return step_s(job, 1) / step_s(job, devices)
 
 
 def net_constants(backbone: str, height: int, width: int | None = None) -> Net:
-    """Counted on shapes alone: nothing is computed. The backward pass counts twice the forward one.
+    """FCN-8s of 21 classes, counted on shapes alone. The backward pass counts twice the forward one.
 
     PyTorch's own count of a backward pass takes grouped convolutions for full ones, so it is not used.
     Activations are of 2 bytes.
     """
     with torch.device("meta"):
-        net = set_batch_norm(FCN(Blueprint(backbone, NUM_CLASSES, 8)), "frozen")
+        net = set_batch_norm(FCN(Blueprint(backbone, 21, 8)), "frozen")
         image = torch.empty(1, 3, height, width or height)
     values = 0
 
@@ -182,7 +268,7 @@ def check_two_workers(folder: Path, rounds: int) -> None:
         flops_per_s = net.flops * batch / (whole_s - wait_s - update)
         device = Device(flops_per_s, UPDATE_PASSES * net.gradient_bytes / update)
         feed = Feed(batch / wait_s, 0, 0, float("inf"))
-        return predict(Job(net, device, fabric, feed, batch // 2, micro), 2).step_s
+        return step_s(Job(net, device, fabric, feed, batch // 2, micro), 2)
 
     click.echo(
         f"1 -> 2 workers, demo ({batch} images of 120 x 160 a step), {rounds} rounds by turns; "
@@ -199,31 +285,14 @@ def check_two_workers(folder: Path, rounds: int) -> None:
         click.echo(f"| {name} | {seconds} | {ratios} |")
 
 
-def print_predictions() -> None:
-    """What is predicted for H200s, as a Markdown table."""
-    click.echo(
-        "\n| FCN-8s on | GFLOP an image | gradient | GPUs | images/s | efficiency | bound by |"
-        "\n|---|---|---|---|---|---|---|"
-    )
-    for backbone in SHOWN:
-        net = net_constants(backbone, SIDE_PX)
-        job = Job(net, H200, FABRIC, FEED, images=32, micro=16)
-        costs = f"{net.flops / 1e9:.0f} | {net.gradient_bytes / 1e6:.1f} MB"
-        for n in DEVICES:
-            p = predict(job, n)
-            words = f"{p.images_per_s:,.0f} | {efficiency(job, n):.2f} | {p.bound}"
-            click.echo(f"| {backbone} | {costs} | {n:,} | {words} |")
-
-
 @click.command(help=__doc__)
 @click.option(
     "--rounds", default=5, show_default=True, help="Rounds of the trial with two workers."
 )
 def main(rounds: int) -> None:
-    """Measure, check, predict."""
+    """Predict and measure."""
     with tempfile.TemporaryDirectory() as folder:
         check_two_workers(Path(folder), rounds)
-    print_predictions()
 
 
 if __name__ == "__main__":
