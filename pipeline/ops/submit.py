@@ -73,8 +73,8 @@ def submit(recipe: str, overrides: Sequence[str], target: Target) -> Submitted:
 
     Raises:
         RecipeError: the recipe has mistakes, or names what the cluster cannot see.
-        ClusterError: there is no cluster or it does not admit us, the job's name is taken, the folder is too
-            large, or a variable that the job is to have is not set.
+        ClusterError: there is no cluster or it does not admit us, the job's name is taken, the folder is
+            too large, or a variable that the job is to have is not set.
     """
     folder = target.folder.absolute()
     require_shared_paths(load_recipe(recipe, overrides))
