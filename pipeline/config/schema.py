@@ -168,22 +168,28 @@ class RegisterSpec(Spec):
 
 
 class ClusterSpec(Spec):
-    """Where it runs; changes speed, never results."""
+    """Where the flow runs: this changes its speed, never its results."""
 
     address: str | None = None
-    """Of a running Ray; without one, the Ray that RAY_ADDRESS names or a local one."""
+    """The address of a running Ray; without it the Ray that RAY_ADDRESS names is joined, or one is
+    started on this machine."""
     num_workers: int | tuple[int, int] = 2
-    """A number, or [min, max]: then the run goes on with fewer when a node is lost and grows again."""
+    """Training processes: a number, or [min, max] for a run that goes on with fewer workers when a node
+    is lost and grows again when one comes."""
     autoscaling: bool = False
-    """The cluster adds nodes on demand: a flow waits for them where it would else be refused at once."""
+    """Whether the cluster adds nodes on demand: then a flow waits for them, else it is refused at once
+    if its workers do not fit."""
     use_gpu: bool = False
+    """Whether each worker trains on a GPU."""
     gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """A share of one lets several trials of a search, of one worker each, use a GPU together."""
+    """GPUs of a worker. With a share of one, several trials of a search, of one worker each, use a GPU
+    together."""
     cpus_per_worker: PositiveFloat = 1.0
+    """CPUs of a worker, which also decide on its number of threads."""
     loader_workers: Count = 0
-    """Processes that decode and augment, for each worker; 0 does it in the worker itself."""
+    """Processes of each worker that decode and augment; with 0 the worker does it itself."""
     max_failures: Count = 2
-    """Restarts from the last checkpoint before the run gives up."""
+    """How often a run starts again from its last checkpoint before it gives up."""
 
     @field_validator("num_workers", mode="before")
     @classmethod
@@ -204,12 +210,12 @@ class ClusterSpec(Spec):
 
     @property
     def min_workers(self) -> int:
-        """Without which nothing starts."""
+        """The number of workers without which nothing starts."""
         return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
 
     @property
     def max_workers(self) -> int:
-        """As many as there ever are."""
+        """The number of workers that is never exceeded."""
         return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
 

@@ -66,7 +66,7 @@ class NodeReport:
     unreachable: str | None
     """Why MLflow's server does not answer."""
     num_gpus: int | None
-    """GPUs that PyTorch can use; None if not asked or if PyTorch could not tell."""
+    """GPUs that PyTorch can use; None if not asked or if the count failed."""
 
 
 class Probe:

@@ -30,7 +30,9 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 def logger(server: Server, folder: Path, name: str) -> FlowLogger:
     recipe = tiny(f"tracking.uri={server.uri}")
-    return FlowLogger(recipe, folder, name, lambda key: Marker(ObjectStore(folder), f"{key}/tracked"))
+    return FlowLogger(
+        recipe, folder, name, lambda key: Marker(ObjectStore(folder), f"{key}/tracked")
+    )
 
 
 def row(step: int) -> list[tuple[int, dict[str, float]]]:
