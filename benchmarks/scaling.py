@@ -32,13 +32,9 @@ from pipeline import cluster
 from pipeline.config.recipe import load_recipe
 from pipeline.data.shards import Shards
 from pipeline.flow import Flow
-from pipeline.training.trainer import (
-    DistContext,
-    StepTiming,
-    Trainer,
-    TrainState,
-    build_optimizer,
-)
+from pipeline.training.distributed import DistContext
+from pipeline.training.state import TrainState
+from pipeline.training.trainer import StepTiming, Trainer, build_optimizer
 
 UPDATE_PASSES = 8
 """AdamW reads parameter, gradient and two moments and writes three of them; the norm reads gradients."""

@@ -105,9 +105,9 @@ class DataSpec(Spec):
     classes: tuple[ClassSpec, ...] = ()
     """The class table of a `folder`; the other sources know theirs."""
     void_ids: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()
-    """Ids in the label files that are not scored; 255 never is."""
+    """Ids in the label files that are neither trained on nor scored; 255 never is."""
     max_quarantined_frac: Fraction = 0.01
-    """More rejected samples than this fail the ingest."""
+    """The ingest fails if a greater share of the samples is rejected."""
 
     @field_validator("source")
     @classmethod

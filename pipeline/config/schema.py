@@ -110,7 +110,7 @@ class FinetuneSpec(Spec):
     trainable: Literal["all", "head"] = "all"
     """`head` trains the new layers alone: the paper's FCN-32s-fixed."""
     epochs: Positive | None = None
-    """Epochs of an at-once training; give these or phases."""
+    """Epochs of an at-once training; give either epochs or phases."""
     phases: tuple[PhaseSpec, ...] = ()
     """Staged training, coarse to fine; the last stride is the net's."""
     global_batch: Positive
@@ -124,10 +124,13 @@ class FinetuneSpec(Spec):
     """`frozen` (statistics of the pretrained weights), `micro` (of each micro-batch) or `sync` (of what
     all workers hold; CUDA). If not given: frozen after a transplant, micro from scratch."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the net's computations, by autocast; its weights stay fp32."""
     channels_last: bool = False
+    """Keep the channels of a pixel side by side in memory: the same mathematics, often faster."""
     checkpoint_every_steps: Positive | None = None
-    """Besides those at every validation."""
+    """Optimiser steps between checkpoints, besides those at every validation."""
     validate_every_epochs: Positive = 1
+    """Epochs between validations; the last epoch is always validated."""
 
     @model_validator(mode="after")
     def _splits(self) -> FinetuneSpec:

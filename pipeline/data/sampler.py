@@ -47,7 +47,7 @@ def share(count: int, rank: int, world_size: int) -> range:
 
 @dataclass(frozen=True)
 class MicroBatchSpec:
-    """A unit of work: which samples, and by what name its randomness goes."""
+    """A unit of work: its samples, and the names that its random seeds are made of."""
 
     step: int
     """Optimiser step, counted from the start of the phase."""
