@@ -23,7 +23,17 @@ class Blueprint:
     """The finest map that is scored: FCN-8s, 16s or 32s."""
     upscore: Literal["fixed", "learned"] = "fixed"
     border: Literal["compact", "paper"] = "compact"
-    """`paper` pads the first convolution by 100 px and fc6 not at all, as the reference code does."""
+    """How the net treats the border of the image.
+
+    `paper` is the layout of the reference code: the first convolution is padded by 100 px, fc6 not at
+    all, and the max pools round up. Over VGG16 the scores equal the reference net's at every size.
+    GoogLeNet, ResNet and EfficientNet have no reference; there `paper` is the padding of 100 px alone,
+    and the image grows by zeros at its far edges to a multiple of 32.
+
+    `compact` is this project's own layout and no published net: the image is not padded by 100 px, it
+    grows by zeros at its far edges to a multiple of 32, and fc6 is padded so that its map keeps its
+    size. Far from the border both score alike; near it they do not. `compact` costs less time.
+    """
     skip_scale: tuple[float, float] = (1.0, 1.0)
     """What the stride 16 and stride 8 maps are multiplied by before scoring: (0.01, 0.0001) is
     FCN-8s-atonce over VGG16."""
@@ -64,10 +74,13 @@ class FCN(nn.Module):
             {str(s): _zeros(self.backbone.channels[s], blueprint.num_classes) for s in self.strides}
         )
         self.scale = dict(zip((32, 16, 8), (1.0, *blueprint.skip_scale), strict=True))
-        self.border_px = self._set_border(self.backbone)
+        paper = blueprint.border == "paper"
+        # After a convolution, zeros that grew around the image hold relu(bias). The reference's pools
+        # round up over nothing instead, so where there is a reference the pools do the same.
+        self.rounds_up = paper and not known.pooled
+        self.margin_px = 0 if paper else known.margin_px
+        self.border_px = self._pad_as_the_paper() if paper else self._pad_fc6()
         self._align(learned=blueprint.upscore == "learned")
-        compact = blueprint.border == "compact"
-        self.margin_px = known.margin_px if compact else 0
 
     def forward(self, image: Tensor) -> Tensor:
         """Score maps (N, K, H, W) float from RGB images (N, 3, H, W), uint8 or float in 0..255."""
@@ -90,22 +103,34 @@ class FCN(nn.Module):
         return up[..., :height, :width] + skip[..., :height, :width]
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Zeros (the mean colour) around the image; sides grow to a multiple of 32, so floor is ceil."""
-        grow_h, grow_w = (-(n + 2 * self.border_px) % 32 + self.margin_px for n in x.shape[-2:])
+        """Put zeros (the mean colour) around the image.
+
+        Unless the pools round up, the sides also grow to a multiple of 32, so that floor is ceil.
+        """
         b = self.border_px
+        if self.rounds_up:
+            return F.pad(x, (b, b, b, b))
+        grow_h, grow_w = (-(n + 2 * b) % 32 + self.margin_px for n in x.shape[-2:])
         return F.pad(x, (b, b + grow_w, b, b + grow_h))
 
-    def _set_border(self, backbone: Backbone) -> int:
-        """Padding of the image; fc6, where there is one, keeps the size of its map if compact."""
-        first = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d))
-        if self.blueprint.border == "paper":
-            assert isinstance(first.padding, tuple)
-            return 100 - first.padding[0]
-        for i, layer in enumerate(backbone.head):
+    def _pad_as_the_paper(self) -> int:
+        """Make the pools round up, and return what the first convolution's padding lacks of 100 px."""
+        if self.rounds_up:
+            for layer in self.backbone.trunk.modules():
+                if isinstance(layer, nn.MaxPool2d):
+                    layer.ceil_mode = True
+        first = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
+        assert isinstance(first.padding, tuple)
+        return 100 - first.padding[0]
+
+    def _pad_fc6(self) -> int:
+        """Let fc6, where there is one, keep the size of its map; the image is padded by 0 px."""
+        head = self.backbone.head
+        for i, layer in enumerate(head):
             if isinstance(layer, nn.ZeroPad2d):
-                window = next(m.kernel_size[0] for m in backbone.head if isinstance(m, nn.Conv2d))
+                window = next(m.kernel_size[0] for m in head if isinstance(m, nn.Conv2d))
                 before, after = window // 2, (window - 1) // 2
-                backbone.head[i] = nn.ZeroPad2d((before, after, before, after))
+                head[i] = nn.ZeroPad2d((before, after, before, after))
         return 0
 
     def _align(self, *, learned: bool) -> None:
@@ -123,7 +148,6 @@ class FCN(nn.Module):
             here = fused(target, a)
         if self.alignment["image"].crop_fine:
             raise ValueError(f"the maps of {self.blueprint} begin inside the image")
-        self.receptive_field_px = taps[32].field_px
 
 
 def _zeros(channels: int, num_classes: int) -> nn.Conv2d:
