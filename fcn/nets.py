@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcn.backbones import STRIDES, Backbone, Preprocessing, build_backbone, classifier_of
+from fcn.backbones import STRIDES, Preprocessing, build_backbone, classifier_of
 from fcn.geometry import Geometry, align, fused
 from fcn.upsample import Upscore
 
@@ -156,3 +157,25 @@ def _zeros(channels: int, num_classes: int) -> nn.Conv2d:
     assert score.bias is not None
     nn.init.zeros_(score.bias)
     return score
+
+
+def coarsest_map_px(blueprint: Blueprint, crop_px: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of the smallest map that is batch-normalised, for images of this crop.
+
+    Batch normalisation in training needs more than one value a channel: images of a micro-batch x
+    height x width. The net runs on the meta device, so nothing is computed. None: the net has no
+    batch normalisation (VGG16, AlexNet).
+    """
+    sizes: list[tuple[int, int]] = []
+
+    def note(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        height, width = inputs[0].shape[-2:]
+        sizes.append((height, width))
+
+    with torch.device("meta"):
+        net = FCN(blueprint).eval()
+        for layer in net.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.register_forward_pre_hook(note)
+        net(torch.empty(1, 3, *crop_px))
+    return min(sizes, key=lambda size: size[0] * size[1], default=None)

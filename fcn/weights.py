@@ -46,8 +46,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def save_net(folder: Path, net: FCN, **about: Any) -> None:  # noqa: ANN401 - plain JSON values
-    """Write weights and description; `about` may add to the description."""
+def save_net(folder: Path | str, net: FCN, **about: Any) -> None:  # noqa: ANN401 - plain JSON values
+    """Write weights and description; `about` adds plain values to the description."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
     save_file(state, folder / NET)
@@ -55,15 +56,19 @@ def save_net(folder: Path, net: FCN, **about: Any) -> None:  # noqa: ANN401 - pl
     (folder / ABOUT).write_text(json.dumps(about, indent=1))
 
 
-def load_net(folder: Path) -> FCN:
+def load_net(folder: Path | str) -> FCN:
     """The net that `save_net` wrote, in evaluation mode.
 
     Raises:
         ValueError: a file is missing, or the weights are not those that were written.
     """
+    folder = Path(folder)
     about = read_about(folder)
     if file_sha256(folder / NET) != about["sha256"]:
-        raise ValueError(f"{folder / NET} is not the file that was written: its sha256 differs")
+        raise ValueError(
+            f"{folder / NET} is not the file that was written: its sha256 differs from that in "
+            f"{ABOUT}; copy the whole folder again"
+        )
     net = FCN(Blueprint.from_json(about["blueprint"]))
     net.load_state_dict(load_file(folder / NET))
     return net.eval()

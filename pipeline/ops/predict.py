@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
-from fcn.predict import predict
+from fcn.inference import predict
 from fcn.weights import class_table, load_net, read_about
 from pipeline.config.schema import TrackingSpec
 from pipeline.data.shards import decode_image

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from fcn.inference import predict
 from fcn.labels import VOID, ClassTable, overlay, voc_colour
 from fcn.losses import count_valid, cross_entropy_sum
 from fcn.metrics import Confusion
 from fcn.nets import FCN, Blueprint
 from fcn.normalise import MicroStatistics, set_batch_norm
 from fcn.optim import lr_factor
-from fcn.predict import predict
 
 K = 4
 maps = arrays(np.int64, (6, 7), elements=st.sampled_from([0, 1, 2, 3, VOID]))
