@@ -64,8 +64,8 @@ def match_names(
 def _prefix(theirs: Mapping[str, Shape], ours: Mapping[str, Shape]) -> str:
     """What stands before the net's first name in the file, such as `module.`; or nothing."""
     first = next(iter(ours))
-    ends = [key for key in theirs if key.endswith(f".{first}")]
-    return ends[0].removesuffix(first) if len(ends) == 1 and first not in theirs else ""
+    found = [key.removesuffix(first) for key in theirs if key.endswith(first)]
+    return next((start for start in found if all(key.startswith(start) for key in theirs)), "")
 
 
 def _require_complete(

@@ -16,7 +16,7 @@ from fcn.nets import FCN, Blueprint
 from tests.narrow import narrow_backbones, randomised
 
 K = 5
-SIZES = [(1, 1), (33, 47), (97, 61), (160, 190)]
+SIZES = [(1, 1), (33, 47), (97, 61)]
 EVEN = {("vgg16", 32), ("vgg16", 16), ("googlenet", 32)}
 """Backbones and strides from which the next finer map lies half a pixel apart."""
 
@@ -42,9 +42,8 @@ def pair(backbone: str, border: str, stride: int) -> tuple[FCN, FCN]:
     return coarse, fine
 
 
-def answers(backbone: str, border: str, stride: int, size) -> tuple[Tensor, Tensor, Tensor]:
+def answers(coarse: FCN, fine: FCN, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of both nets, and the coarse net's map before its last upsampling."""
-    coarse, fine = pair(backbone, border, stride)
     maps: list[Tensor] = []
     coarse.upscore["image"].register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     generator = torch.Generator().manual_seed(size[0])
@@ -77,8 +76,9 @@ def is_exact(backbone: str, stride: int, border: str) -> bool:
 @pytest.mark.parametrize(("backbone", "stride"), CASES)
 @torch.inference_mode()
 def test_a_finer_net_starts_with_the_coarser_ones_scores(backbone, stride, border) -> None:
+    nets = pair(backbone, border, stride)
     for size in SIZES:
-        a, b, coarse_map = answers(backbone, border, stride, size)
+        a, b, coarse_map = answers(*nets, size)
         exact = 1e-12 * float(a.abs().max())
         bound = corner_bound(coarse_map) if (backbone, stride) in EVEN else 0.0
         rim = 0 if is_exact(backbone, stride, border) or border == "paper" else stride
