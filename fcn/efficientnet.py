@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-# expansion, kernel, stride, channels, repeats: EfficientNet-B0's table.
+# Expansion, kernel, stride, channels, repeats: the table of EfficientNet-B0.
 BLOCKS = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),

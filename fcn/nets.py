@@ -36,8 +36,8 @@ class Blueprint:
     size. Far from the border both score alike; near it they do not. `compact` costs less time.
     """
     skip_scale: tuple[float, float] = (1.0, 1.0)
-    """What the stride 16 and stride 8 maps are multiplied by before scoring: (0.01, 0.0001) is
-    FCN-8s-atonce over VGG16."""
+    """Factors on the stride 16 and stride 8 maps before they are scored; (0.01, 0.0001) over VGG16 is
+    the paper's FCN-8s-atonce."""
     preprocessing: Preprocessing | None = None
     """None: that of the backbone's published weights."""
 
@@ -60,7 +60,9 @@ class FCN(nn.Module):
     """Score every stride, fuse coarse into fine, upsample to the image.
 
     The net takes images of any size as they are, RGB in 0..255: the preprocessing that its weights
-    need is inside. All score layers start at zero, so that a new skip leaves the prediction as it was.
+    need is inside. All score layers start at zero, so that a new skip adds nothing at first: the finer
+    net starts with the scores of the coarser one, exactly where the grids of their maps coincide, else
+    within the bound in docs/exactness.md.
     """
 
     def __init__(self, blueprint: Blueprint) -> None:
@@ -96,7 +98,7 @@ class FCN(nn.Module):
         return scores[..., top : top + height, top : top + width]
 
     def _fuse(self, up: Tensor, skip: Tensor, at: str) -> Tensor:
-        """Sum of two score maps where both are."""
+        """Sum of two score maps, where both exist."""
         alignment = self.alignment[at]
         up = up[..., alignment.crop_coarse :, alignment.crop_coarse :]
         skip = skip[..., alignment.crop_fine :, alignment.crop_fine :]
@@ -135,7 +137,7 @@ class FCN(nn.Module):
         return 0
 
     def _align(self, *, learned: bool) -> None:
-        """Derive every kernel and crop from where the maps lie."""
+        """Derive every kernel and every crop from where the maps lie on the image."""
         image = Geometry()
         taps = self.backbone.geometry(Geometry(offset_px=-self.border_px))
         self.alignment, self.upscore = {}, nn.ModuleDict()

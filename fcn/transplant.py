@@ -32,7 +32,7 @@ class Entry:
     source_shape: tuple[int, ...] | None
     target_shape: tuple[int, ...] | None
     sha256: str
-    """Of the tensor's bytes in row-major order; the same before and after a copy or a reshape."""
+    """Hash of the tensor's bytes in row-major order: the same before and after a copy or a reshape."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Receipt:
     tolerance: float = TOLERANCE
 
     def count(self, fate: Fate) -> int:
-        """How many tensors had this fate."""
+        """Return the number of tensors that had this fate."""
         return sum(entry.fate == fate for entry in self.entries)
 
     def to_json(self) -> dict[str, Any]:
@@ -94,6 +94,7 @@ def transplant_classifier(
     difference = _classifier_difference(classifier, dense, (224, 288) if known.pooled else (224,))
     _require(difference, f"{name} and its convolutional form", f"Is {source} a {name}?")
 
+    # The dense form holds the classifier's own memory, so an address tells where each tensor went.
     lives_at = {tensor.data_ptr(): target for target, tensor in dense.state_dict().items()}
     own = classifier.state_dict()
     pairs = {key: lives_at[own[target].data_ptr()] for key, target in match.names.items()}
@@ -127,7 +128,7 @@ def transplant_net(net: FCN, donor: FCN, source: str, *, same_classes: bool) -> 
     """
     theirs, ours = donor.blueprint.backbone, net.blueprint.backbone
     if theirs != ours:
-        raise ValueError(f"{source} has a {theirs}, this net a {ours}")
+        raise ValueError(f"{source} has a {theirs}, this net a {ours}; set net.backbone={theirs}")
     own, state = net.state_dict(), donor.state_dict()
     kept = {
         key: key
@@ -192,7 +193,7 @@ def _require(difference: float, what: str, remedy: str) -> None:
 
 
 def sha256(tensor: Tensor) -> str:
-    """Of the tensor's bytes in row-major order."""
+    """Return the sha256 of the tensor's bytes in row-major order, in hexadecimal."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)  # a scalar has no bytes to view
     return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
 

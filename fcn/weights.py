@@ -27,7 +27,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ValueError: the file is missing, damaged, or holds anything but tensors by name.
     """
     if not path.is_file():
-        raise ValueError(f"no weights file at {path}")
+        raise ValueError(f"no weights file at {path}; give the path of a .pth or .safetensors file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -42,7 +42,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors by name")
+        raise ValueError(
+            f"{path} holds no state dict of tensors by name; save net.state_dict() into it"
+        )
     return state
 
 
@@ -82,7 +84,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     """
     path = folder / ABOUT
     if not path.is_file():
-        raise ValueError(f"{folder} holds no net: {ABOUT} is missing")
+        raise ValueError(f"{folder} holds no net: {ABOUT} is missing; give a folder of save_net")
     return dict(json.loads(path.read_text()))
 
 
@@ -95,6 +97,6 @@ def class_table(about: dict[str, Any]) -> ClassTable:
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's content."""
+    """Return the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
