@@ -1,4 +1,7 @@
-"""The classifiers an FCN grows from: their layers by stride, their head, their preprocessing."""
+"""The classifiers that an FCN grows from: their layers by stride, their head, their preprocessing.
+
+A new backbone is one row of BACKBONES and one function that cuts its classifier into Parts.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fcn.convolutionalize import as_convolution
-from fcn.efficientnet import EfficientNetLite0
+from fcn.efficientnet import EfficientNetLite0, package_names
 from fcn.geometry import Geometry, trace
 
 if TYPE_CHECKING:
@@ -56,6 +59,8 @@ class Classifier:
     """torchvision's enum of published weights, with their addresses and hashes."""
     margin_px: int = 0
     """What layers without padding lose at the far edges; the image is padded by that much more."""
+    known_names: Callable[[], dict[str, str]] | None = None
+    """The names in a published file that differ from the names here: theirs to ours."""
 
 
 def _vgg16(net: models.VGG) -> Parts:
@@ -160,7 +165,12 @@ BACKBONES: dict[str, Classifier] = {
         "ResNet50_Weights.IMAGENET1K_V2",
     ),
     "efficientnet_lite0": Classifier(
-        EfficientNetLite0, _efficientnet_lite0, {8: 40, 16: 112, 32: 1280}, True, LITE
+        EfficientNetLite0,
+        _efficientnet_lite0,
+        {8: 40, 16: 112, 32: 1280},
+        True,
+        LITE,
+        known_names=package_names,
     ),
 }
 

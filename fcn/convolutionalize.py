@@ -1,4 +1,4 @@
-"""A classifier as a dense scorer: fully connected layers become convolutions of the same function."""
+"""Fully connected layers as convolutions of the same function, so that a classifier scores every place."""
 
 from __future__ import annotations
 

@@ -48,6 +48,9 @@ class TransplantSpec(Spec):
     state dict, `run:NAME` (what that run trained) or `models:/NAME@ALIAS` (a registered model)."""
     preprocessing: Literal["torchvision", "caffe", "lite"] | None = None
     """What the weights were trained to see; that of the backbone's published weights if not given."""
+    names: dict[str, str] | None = None
+    """Names in a file of weights to the classifier's names, one pair for each tensor of the classifier;
+    needed where the file has other names and equally shaped layers, so that no rule can match them."""
 
 
 class OptimizerSpec(Spec):

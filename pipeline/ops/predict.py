@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fcn.images import ImageError, decode_rgb
-from fcn.predict import predict
+from fcn.inference import predict
 from fcn.weights import class_table, load_net, read_about
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import DataError, WeightsError

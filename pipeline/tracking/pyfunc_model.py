@@ -20,8 +20,8 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
 from fcn.images import decode_rgb
+from fcn.inference import predict
 from fcn.labels import palette_picture
-from fcn.predict import predict
 from fcn.weights import class_table, load_net, read_about
 
 Label = NDArray[np.uint8]
