@@ -16,7 +16,7 @@ from pipeline.errors import StoppedError
 from pipeline.results import TrainedNet
 from pipeline.storage.store import File, Store
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.model import blueprint, require_receipt
+from pipeline.training.model import blueprint, require_normalisable, require_receipt
 from pipeline.training.progress import LogRows, MetricsForwarder
 from pipeline.training.ray_train import TrainingTask, stop_on_sigterm, train
 from pipeline.training.state import HISTORY, read_best, step_of
@@ -62,6 +62,7 @@ def run(
         StoppedError: SIGTERM came; what was done is in a checkpoint.
         TrainingError, ClusterError, StoreError: as `ray_train.train` does.
     """
+    require_normalisable(recipe, inputs.num_train)
     if inputs.receipt is not None:
         require_receipt(inputs.receipt)
     num_steps = inputs.steps(recipe)

@@ -5,8 +5,8 @@ import torch
 
 from fcn.nets import FCN, Blueprint
 from fcn.weights import save_net
-from pipeline.errors import WeightsError
-from pipeline.training.model import start_net
+from pipeline.errors import RecipeError, WeightsError
+from pipeline.training.model import require_normalisable, start_net
 from tests.conftest import tiny
 
 RESNET = ("net.backbone=resnet18", "net.stride=16")
@@ -26,6 +26,23 @@ def test_staged_training_hands_on_all_that_fits(tmp_path) -> None:
     assert not fine.score["16"].weight.any()
     with pytest.raises(WeightsError, match=r"lacks backbone\.trunk"):
         start_net(tiny("net.backbone=alexnet"), 32, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("num_train", "crop", "refused"), [(5, 32, True), (6, 32, False), (5, 64, False)]
+)
+def test_one_value_to_normalise_is_refused_with_the_arithmetic(num_train, crop, refused) -> None:
+    recipe = tiny(
+        *RESNET,
+        f"finetune.augment.crop_px=[{crop}, {crop}]",
+        *("finetune.batch_norm=micro", "finetune.global_batch=4", "finetune.micro_batch=2"),
+    )
+    if not refused:
+        require_normalisable(recipe, num_train)
+        return
+    with pytest.raises(RecipeError, match=r"has 1 image, .*32x32 px .* 1x1 .*crop_px") as caught:
+        require_normalisable(recipe, num_train)
+    assert "batch_norm=frozen" in str(caught.value)
 
 
 def test_scratch_starts_from_the_seed() -> None:
