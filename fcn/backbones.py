@@ -47,7 +47,7 @@ Parts = tuple[dict[int, nn.Sequential], nn.Sequential, nn.Linear]
 
 @dataclass(frozen=True)
 class Classifier:
-    """How to build a classifier and where to cut it."""
+    """How to build a classifier, where to cut it, and which published weights fit it."""
 
     build: Callable[[], nn.Module]
     cut: Callable[[Any], Parts]
@@ -140,30 +140,21 @@ BACKBONES: dict[str, Classifier] = {
         Preprocessing("RGB", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         "GoogLeNet_Weights.IMAGENET1K_V1",
     ),
-    "resnet18": Classifier(
-        partial(_torchvision, "resnet18"),
-        _resnet,
-        {8: 128, 16: 256, 32: 512},
-        True,
-        TORCHVISION,
-        "ResNet18_Weights.IMAGENET1K_V1",
-    ),
-    "resnet34": Classifier(
-        partial(_torchvision, "resnet34"),
-        _resnet,
-        {8: 128, 16: 256, 32: 512},
-        True,
-        TORCHVISION,
-        "ResNet34_Weights.IMAGENET1K_V1",
-    ),
-    "resnet50": Classifier(
-        partial(_torchvision, "resnet50"),
-        _resnet,
-        {8: 512, 16: 1024, 32: 2048},
-        True,
-        TORCHVISION,
-        "ResNet50_Weights.IMAGENET1K_V2",
-    ),
+    **{
+        f"resnet{depth}": Classifier(
+            partial(_torchvision, f"resnet{depth}"),
+            _resnet,
+            channels,
+            True,
+            TORCHVISION,
+            f"ResNet{depth}_Weights.IMAGENET1K_{version}",
+        )
+        for depth, channels, version in (
+            (18, {8: 128, 16: 256, 32: 512}, "V1"),
+            (34, {8: 128, 16: 256, 32: 512}, "V1"),
+            (50, {8: 512, 16: 1024, 32: 2048}, "V2"),
+        )
+    },
     "efficientnet_lite0": Classifier(
         EfficientNetLite0,
         _efficientnet_lite0,
@@ -233,7 +224,7 @@ def build_backbone(name: str, preprocessing: Preprocessing | None = None) -> Bac
 
 
 def classifier_of(name: str) -> Classifier:
-    """The entry of BACKBONES, or an error that lists them."""
+    """Return the entry of BACKBONES; the error lists the names that there are."""
     if name not in BACKBONES:
         raise ValueError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
     return BACKBONES[name]

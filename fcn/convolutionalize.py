@@ -1,4 +1,4 @@
-"""Fully connected layers as convolutions of the same function: the classifier scores every place."""
+"""Fully connected layers as convolutions of the same function: a classifier becomes a dense scorer."""
 
 from __future__ import annotations
 

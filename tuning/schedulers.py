@@ -13,12 +13,7 @@ from typing import Any
 
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from tuning.records import Search, SearchPlan
 
@@ -85,7 +80,8 @@ class Halving(Remembering, ASHAScheduler):
     """Asynchronous successive halving (Li et al. 2018): a rung lets the best 1/reduction go on."""
 
     def _know(self, trial: Numbered) -> None:
-        self._trial_info.setdefault(trial.trial_id, self._brackets[0])
+        bracket = self._brackets[int(trial.trial_id) % len(self._brackets)]  # Tune's own draws lots
+        self._trial_info.setdefault(trial.trial_id, bracket)
 
 
 class MedianRule(Remembering, MedianStoppingRule):

@@ -1,4 +1,9 @@
-"""What holds for every net: any size in, the same size out; it learns; it is saved whole."""
+"""What holds for every net: any size in, the same size out; it learns; it is saved whole.
+
+VGG16 and AlexNet have few channels here; the wide ones are run in test_transplant and test_backbones.
+"""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,12 +15,21 @@ from fcn.nets import FCN, Blueprint, coarsest_map_px
 from fcn.normalise import set_batch_norm
 from fcn.optim import parameter_groups
 from fcn.weights import load_net, save_net
+from tests.narrow import narrow_backbones
 
 SMALL = ("alexnet", "googlenet", "resnet18", "efficientnet_lite0")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def narrow() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, classifier in narrow_backbones().items():
+            patch.setitem(BACKBONES, name, classifier)
+        yield
+
+
 @pytest.fixture(scope="module", params=BACKBONES)
-def net(request) -> FCN:
+def net(request, narrow) -> FCN:
     torch.manual_seed(0)
     return FCN(Blueprint(request.param, 3, 8)).eval()
 
@@ -61,7 +75,7 @@ class TestNetContract:
             assert torch.equal(again(x), net.eval()(x))
 
 
-@pytest.mark.parametrize("backbone", ["alexnet", "efficientnet_lite0"])
+@pytest.mark.parametrize("backbone", ["vgg16", "alexnet", "efficientnet_lite0"])
 @pytest.mark.parametrize("border", ["compact", "paper"])
 @torch.inference_mode()
 def test_every_size_is_covered(backbone, border) -> None:
