@@ -35,7 +35,7 @@ from tuning.logger import SearchLogger
 from tuning.records import Records, Search, SearchPlan, Trial
 from tuning.report import write_report
 from tuning.schedulers import Remembering, scheduler_of
-from tuning.searchers import Suggest, TrialSearcher, count_trials, suggest_by
+from tuning.searchers import Suggest, TrialSearcher, grid_points, suggest_by
 from tuning.settings import Settings
 from tuning.space import Space, parse_space
 from tuning.trainable import TrialTask, TrialTrainable
@@ -113,7 +113,9 @@ def run(
             if suggest:
                 plan = plan.model_copy(update={"sampler": suggest.__name__})
             space = Space.model_validate(plan.space)
-            trials = count_trials(plan.sampler, space, lean, settings.trials)
+            trials = settings.trials
+            if plan.sampler == "grid":
+                trials = len(grid_points(space, lean, trials))
             settings = settings.model_copy(update={"trials": trials})
             records = Records(store, settings.name)
             records.begin(plan, recipe, settings)
@@ -293,20 +295,20 @@ def _stopped_by_signals(session: SearchCallback) -> Iterator[None]:
 
 
 def _conclude(recipe: Recipe, session: SearchCallback) -> Result:
-    """Page and winner; then say why it ended early, if it did."""
+    """Page and winner, for which there is no time after a signal; then why it ended early, if it did."""
     records, logger = session.records, session.logger
-    search = records.search
+    search, best = records.search, records.search.best()
     page = write_report(search, records.store.cache / records.folder / "report")
-    best, registered, scores = search.best(), "", None
-    if best is not None and best.status == "finished":
+    winner, scores, registered = None, None, ""
+    if best is not None and best.status == "finished" and not session.stopped_by:
         winner = Winner(recipe, best, logger)
         winner.publish(records.checkpoints_of(best.number))
         scores = winner.score()
     logger.outcome(search, page.parent, scores.metrics() if scores else {})
-    if scores:
+    if winner and scores:
         registered = winner.register(scores)
     if session.halted:
         raise TrainingError(f"the search was ended: {session.halted}; see {page}")
-    if session.stopped_by.startswith("stopped"):
+    if session.stopped_by:
         raise StoppedError(f"{session.stopped_by}; the same command goes on with the search")
     return Result(search, page, scores, registered, logger.address)
