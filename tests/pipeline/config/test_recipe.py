@@ -65,7 +65,7 @@ def test_all_mistakes_are_told_at_once_with_path_value_and_rule() -> None:
         (["store=s3://key:secret@bucket/x"], "store holds credentials"),
         (["data.classes=[a, b]"], "shapes has its own table"),
         (["name=a b"], "name="),
-        (["data.classes=[a, b, a]", *FOLDER], "two classes have the same name"),
+        (["data.classes=[a, b, a]", *FOLDER], "class name 'a' is given twice"),
         (["data.source=coco"], "source=coco is no layout; known are shapes, folder, voc"),
         (["data.source=folder", "data.classes=[a, b]"], "splits lacks train, val"),
         (
