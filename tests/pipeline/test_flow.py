@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     )
     try:
         deadline = time.monotonic() + 400
-        while not list((store / "runs").glob("demo/**/checkpoint_*/cursor.json")):
+        while not list((store / "runs").glob("demo/**/checkpoint_*/manifest.json")):
             assert process.poll() is None, process.stdout.read().decode()
             assert time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.2)
@@ -257,7 +257,7 @@ def test_a_flow_goes_on_without_mlflow_and_logs_it_all_when_it_is_back(tmp_path)
         )
     try:
         deadline = time.monotonic() + 400
-        while not list(tmp_path.glob("store/runs/demo/**/checkpoint_*/cursor.json")):
+        while not list(tmp_path.glob("store/runs/demo/**/checkpoint_*/manifest.json")):
             assert process.poll() is None, output.read_text()
             assert time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.2)
