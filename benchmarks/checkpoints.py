@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 from fcn.losses import cross_entropy_sum
 from fcn.nets import FCN, Blueprint
 from fcn.normalise import set_batch_norm
-from pipeline.training.checkpoint import TrainState, save_state
+from pipeline.training.state import TrainState, save_state
 
 MODES = {"SYNC": CheckpointUploadMode.SYNC, "ASYNC": CheckpointUploadMode.ASYNC}
 STEPS_BETWEEN = 4

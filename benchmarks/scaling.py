@@ -44,8 +44,9 @@ from pipeline.data.sampler import BatchSchedule, epoch_order
 from pipeline.data.shards import Shards
 from pipeline.data.sources import Sample, open_source
 from pipeline.stages.ingest import check_shard
-from pipeline.training.checkpoint import TrainState
-from pipeline.training.trainer import DistContext, StepTiming, Trainer, build_optimizer
+from pipeline.training.distributed import DistContext
+from pipeline.training.state import TrainState
+from pipeline.training.trainer import StepTiming, Trainer, build_optimizer
 
 SIDE_PX = 512
 NUM_CLASSES = 21
@@ -221,7 +222,7 @@ def time_steps(files: dict[str, list[Path]], team: DistContext) -> tuple[float, 
         Shards(files["train"]),
         Shards(files["val"]),
         team,
-        watch=paces.append,
+        log_timing=paces.append,
     )
     phase.run(NoKeeper())  # type: ignore[arg-type]
     fastest = min(paces[WARM_UP:], key=lambda pace: pace.whole_s)

@@ -282,7 +282,7 @@ def drill(
     require_faults(names)
     loaded = _load(recipe, overrides)
     arguments = [recipe, *(f"--set={value}" for value in overrides)]
-    outcomes = list(Drill(loaded, arguments, tolerance).hold(names, times, seed))
+    outcomes = list(Drill(loaded, arguments, tolerance).run(names, times, seed))
     Console().print(drill_table(outcomes))
     equal, hits = [o for o in outcomes if o.equal], [hit for o in outcomes for hit in o.hits]
     click.echo(

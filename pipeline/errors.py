@@ -10,6 +10,7 @@
     ├── TrackingError   MLflow cannot be reached, or has no such run or model
     │   └── OutageError MLflow is away for now; the same again may work later
     └── StoreError      the store's folder: full, in use, missing
+        └── SupersededError  another attempt of the same training has taken it over
 
 Every error takes one positional message, so that it pickles: errors cross Ray's processes.
 """
@@ -55,3 +56,7 @@ class OutageError(TrackingError):
 
 class StoreError(PipelineError):
     """The store is full, in use, missing or damaged."""
+
+
+class SupersededError(StoreError):
+    """A later attempt of the same training has taken it over; this one stops."""

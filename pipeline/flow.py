@@ -193,7 +193,7 @@ class Flow:
         elif step.stage.name == "transplant":
             logger.receipt(result)
         elif self.logger and step.is_phase and unlogged:
-            from pipeline.training.checkpoint import HISTORY, History
+            from pipeline.training.state import HISTORY, History
 
             rows = History.read(result.folder / HISTORY).rows()
             self.logger.history(step.name, step.key, rows)

@@ -159,7 +159,7 @@ class Head:
         return process.returncode, output
 
     def checkpoints(self) -> list[Path]:
-        return list(self.store.glob("runs/*/*/checkpoint_*/cursor.json"))
+        return list(self.store.glob("runs/*/*/*/checkpoint_*/manifest.json"))
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pipeline.config.recipe import Recipe
 from pipeline.data.sampler import steps_per_epoch
-from pipeline.training.checkpoint import HISTORY, History, newest
+from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.progress import Row
+from pipeline.training.state import HISTORY, History
 from tuning.charts import short_names, word
 from tuning.events import Cloned, Failed, Journal, Rung, SessionBegun, TrialBegun, TrialEnded
 from tuning.records import Search
@@ -205,7 +206,7 @@ class Hunt:
         per_epoch = steps_per_epoch(num_train, self.recipe.finetune.global_batch)
         rows, offset = [], 0
         for index, phase in enumerate(self.recipe.phases):
-            last, _ = newest(folder / str(index))
+            last, _ = Checkpoints.in_folder(folder / str(index)).newest()
             if last:
                 rows += [(offset + s, m) for s, m in History.read(last / HISTORY).rows()]
             offset += phase.epochs * per_epoch

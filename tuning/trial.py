@@ -17,21 +17,14 @@ from fcn.weights import save_net
 from pipeline.cluster import set_threads
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec
-from pipeline.data.shards import Shards
 from pipeline.errors import PipelineError
-from pipeline.stages.finetune import FinetuneInputs, train_until
-from pipeline.training.checkpoint import (
-    HISTORY,
-    History,
-    LocalCheckpointManager,
-    newest,
-    read_best,
-    step_of,
-)
-from pipeline.training.model import blueprint, start_net
+from pipeline.stages.finetune import FinetuneInputs
+from pipeline.training.checkpoint import Checkpoints, LocalCheckpointManager
+from pipeline.training.distributed import DistContext
+from pipeline.training.model import blueprint
 from pipeline.training.progress import MetricsForwarder, Row
-from pipeline.training.trail import Trail
-from pipeline.training.trainer import DistContext, Trainer
+from pipeline.training.ray_train import train
+from pipeline.training.state import HISTORY, History, read_best, step_of
 
 Push = Callable[[list[Row]], bool]
 """Takes metrics by step; the answer is whether to save and leave."""
@@ -122,7 +115,7 @@ class TrialPhases:
         """The checkpoint of where it came."""
         if self.task.source:
             adopt(self.task.source / folder.name, folder)
-        last, _ = newest(folder)
+        last, _ = Checkpoints.in_folder(folder).newest()
         if last is None or step_of(last) < until:
             alone = self.recipe.cluster.max_workers == 1
             last = (self._alone if alone else self._together)(job, folder, until)
@@ -132,20 +125,14 @@ class TrialPhases:
         """In this process."""
         cluster = self.recipe.cluster
         set_threads(cluster.cpus_per_worker)
-        keeper = TrialCheckpointManager(folder, until)
-        phase = Trainer(
-            net=start_net(self.recipe, job.phase.stride, job.start),
-            spec=self.recipe.finetune,
-            phase=job.phase,
-            seed=self.recipe.seed,
-            train=Shards(job.train),
-            val=Shards(job.val),
-            team=DistContext(device=torch.device("cuda" if cluster.use_gpu else "cpu")),
-            num_loaders=cluster.loader_workers,
-            emit=lambda rows: keeper.answered(self._push(rows)),
-        )
-        phase.run(keeper)
-        return newest(folder)[0]
+        manager = LocalCheckpointManager(Checkpoints.in_folder(folder), until)
+
+        def log_rows(rows: list[Row]) -> None:
+            manager.stop_requested = self._push(rows)
+
+        device = torch.device("cuda" if cluster.use_gpu else "cpu")
+        job.task(self.recipe).trainer(DistContext(device=device), log_rows).run(manager)
+        return manager.checkpoints.newest()[0]
 
     def _together(self, job: FinetuneInputs, folder: Path, until: int) -> Path:
         """By several workers of Ray Train."""
@@ -159,7 +146,7 @@ class TrialPhases:
                 watcher.leave()
 
         watcher = MetricsForwarder(name, key, job.steps(self.recipe), sink)
-        return train_until(until, self.recipe, job, Trail(folder), watcher)
+        return train(job.task(self.recipe, until), Checkpoints.in_folder(folder), watcher)
 
     def _push(self, rows: list[Row]) -> bool:
         return self.push([(self._offset + step, metrics) for step, metrics in rows])
@@ -179,32 +166,18 @@ class TrialPhases:
         return target
 
 
-class TrialCheckpointManager(LocalCheckpointManager):
-    """Leaves at its rung, or when told so in answer to its metrics."""
-
-    def __init__(self, folder: Path, until: int) -> None:
-        super().__init__(folder, until)
-        self._leave = False
-
-    def answered(self, leave: bool) -> None:
-        """Whether the search wants the trial to leave."""
-        self._leave = leave
-
-    def wanted_elsewhere(self) -> bool:
-        """Whether it was told to."""
-        return self._leave
-
-
 def adopt(source: Path, folder: Path) -> None:
     """Copy another's newest checkpoint, whole or not at all, unless there are some of its own."""
-    if newest(folder)[0]:
+    if Checkpoints.in_folder(folder).newest()[0]:
         return
-    found, _ = newest(source)
+    found, _ = Checkpoints.in_folder(source).newest()
     assert found is not None, f"{source} has no checkpoint to go on from"
     draft = folder / f"draft-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(found, draft)
-    draft.rename(folder / f"checkpoint_{step_of(found):09d}")
+    target = folder / "attempt-000000-00000000" / f"checkpoint_{step_of(found):09d}"
+    target.parent.mkdir(exist_ok=True)
+    draft.rename(target)
 
 
 def scores(checkpoint: Path) -> tuple[float, float]:

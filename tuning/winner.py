@@ -13,7 +13,7 @@ from pipeline.results import Evaluation
 from pipeline.stages import evaluate, register
 from pipeline.stages.finetune import publish
 from pipeline.storage.store import Store, fingerprint
-from pipeline.training.checkpoint import newest
+from pipeline.training.checkpoint import Checkpoints
 from tuning.records import Search, Trial
 from tuning.space import Space
 from tuning.told import SearchLogger
@@ -79,7 +79,7 @@ class Winner:
 
     def _published(self, step: Step, key: str, folder: Path) -> Path:
         if self.store.published(step.kind, key) is None:
-            last, _ = newest(folder)
+            last, _ = Checkpoints.in_folder(folder).newest()
             assert step.phase is not None
             assert last is not None, f"{folder} has no checkpoint"
             publish(self.recipe, self.store, key, step.phase.stride, last)

@@ -87,6 +87,10 @@ class Recipe(Spec):
             PhaseSpec(stride=self.net.stride, epochs=self.finetune.epochs or 1),
         )
 
+    def num_steps(self, phase: PhaseSpec, num_train: int) -> int:
+        """Optimiser steps of a phase; the last global batch of an epoch may be short."""
+        return phase.epochs * -(-num_train // self.finetune.global_batch)
+
     def plain(self) -> dict[str, Any]:
         """JSON values under the recipe's own keys."""
         return self.model_dump(mode="json", by_alias=True)

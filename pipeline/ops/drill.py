@@ -1,6 +1,7 @@
 """The verb `drill`: train once undisturbed, then again and again with real faults, and compare.
 
-Users run it on their own cluster before they trust it.
+Users run it on their own cluster before they trust it. Each training has a store of its own below the
+recipe's store, `drill/<name>`, in a folder or in an object store.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
+import pyarrow.fs
 import ray
 import torch
 from rich.table import Table
@@ -28,49 +30,60 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import ClusterError, RecipeError
 from pipeline.flow import Step, plan
-from pipeline.ops.faults import FAULTS, SPOILS, SURVIVED, RayUnderTest
-from pipeline.storage.store import Store
+from pipeline.ops.faults import FAULTS, NEED_A_CHECKPOINT, SURVIVED, RayUnderTest
+from pipeline.storage.cache import open_store
+from pipeline.storage.object_store import ObjectStore
 from pipeline.tracking.client import TrackingClient
-from pipeline.training.checkpoint import HISTORY, OPTIMIZER, History, newest
+from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.progress import NAMESPACE, Worker, metrics_actor_name
+from pipeline.training.state import HISTORY, OPTIMIZER, History
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.02
-PATIENCE_S = 1800.0
-"""Longest that a training is waited for."""
-ATTEMPTS = 5
+TIMEOUT_S = 1800.0
+"""Longest time that a training is waited for."""
+MAX_MISSES = 5
 """So many trainings may end before any fault came."""
+METRICS_DATABASE = "mlflow.db"
 
 
-@dataclass
 class Training:
     """One training in a store of its own, as a user runs it: a command in its own process."""
 
-    ground: RayUnderTest
-    arguments: list[str]
-    store: Path
-    steps: list[Step]
-    """Phases of the fine-tuning."""
-    name: str
-    phase: Step = field(init=False)
-    run: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.aim_at(self.steps[-1])
-
-    def aim_at(self, phase: Step) -> None:
+    def __init__(
+        self,
+        ray_under_test: RayUnderTest,
+        arguments: Sequence[str],
+        store: str,
+        phases: Sequence[Step],
+        name: str,
+    ) -> None:
+        self.ray_under_test, self.arguments = ray_under_test, list(arguments)
+        self.store = store
+        """A folder or a URI."""
+        self.name = name
+        """The name of the recipe, and so of its runs."""
+        self.phase = phases[-1]
         """The phase that is watched."""
-        self.phase, self.run = phase, self.checkpoints(phase)
 
-    def checkpoints(self, phase: Step) -> Path:
-        """The folder of a phase's checkpoints."""
-        return Store(self.store).checkpoints(self.name, phase.key)
+    @property
+    def cache(self) -> Path:
+        """This machine's folder for the store, with MLflow's database."""
+        return open_store(self.store).root  # Store API: store.cache
+
+    def net(self, phase: Step) -> Path:
+        """The folder of the net that a phase ended with, on this machine."""
+        return open_store(self.store).local("nets", phase.key)  # Store API: stored().localize()
+
+    def checkpoints(self, phase: Step | None = None) -> Checkpoints:
+        """Those of a phase, or of the one that is watched, as the store has them at this moment."""
+        return Checkpoints.of_run(open_store(self.store), self.name, (phase or self.phase).key)
 
     def start(self) -> None:
         """Type the command."""
         self.output = TemporaryFile()  # noqa: SIM115 - read when it has ended
-        where = [f"store={self.store}", f"cluster.address={self.ground.address}"]
+        where = [f"store={self.store}", f"cluster.address={self.ray_under_test.address}"]
         command = [sys.executable, "-m", "pipeline", "evaluate", *self.arguments]
         self.process = subprocess.Popen(
             [*command, *(f"--set={value}" for value in where)],
@@ -80,49 +93,49 @@ class Training:
         )
 
     def step(self) -> int:
-        """The newest step of the phase that anybody has heard of; 0 before the first."""
+        """The newest step of the phase that the metrics actor knows of; 0 before the first."""
         return self._ask("step") or 0
 
     def workers(self) -> list[Worker]:
-        """Where they are; none before they begin."""
+        """Where its workers are; none before they begin."""
         return self._ask("workers") or []
 
     def _ask(self, question: str) -> Any:  # noqa: ANN401 - whatever the actor answers
         try:
-            telemetry = ray.get_actor(metrics_actor_name(self.phase.key), namespace=NAMESPACE)
-            return ray.get(getattr(telemetry, question).remote())
+            actor = ray.get_actor(metrics_actor_name(self.phase.key), namespace=NAMESPACE)
+            return ray.get(getattr(actor, question).remote())
         except (ValueError, ray.exceptions.RayActorError):  # not there yet, or gone with its driver
             return None
 
     def wait_for(self, step: int) -> bool:
-        """Until the phase has come that far; False if the command ended before."""
+        """Wait until the phase has come that far; False if the command ended before."""
         return self._wait_until(lambda: self.step() >= step)
 
     def wait_for_checkpoint(self) -> bool:
-        """Until there is a sound one; False if the command ended before."""
-        return self._wait_until(lambda: newest(self.run)[0] is not None)
+        """Wait until there is a sound one; False if the command ended before."""
+        return self._wait_until(lambda: self.checkpoints().newest()[0] is not None)
 
     def wait_for_others(self, workers: list[Worker]) -> bool:
-        """Until others are in their place; False if the command ended before."""
+        """Wait until other workers are in their place; False if the command ended before."""
         return self._wait_until(lambda: bool(now := self.workers()) and now != workers)
 
     def finish(self) -> int:
-        """Until the command has ended; its exit code."""
-        return self.process.wait(PATIENCE_S)
+        """Wait until the command has ended; return its exit code."""
+        return self.process.wait(TIMEOUT_S)
 
-    def said(self) -> str:
-        """What it printed."""
+    def printed(self) -> str:
+        """What the command printed."""
         self.output.seek(0)
         return self.output.read().decode(errors="replace")
 
     def _wait_until(self, condition: Callable[[], bool]) -> bool:
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + TIMEOUT_S
         while not condition():
             if self.process.poll() is not None:
                 return False
             if time.monotonic() > end:
                 self.process.kill()
-                raise ClusterError(f"nothing moved for {PATIENCE_S:g} s:\n{self.said()[-2000:]}")
+                raise ClusterError(f"nothing moved for {TIMEOUT_S:g} s:\n{self.printed()[-2000:]}")
             time.sleep(POLL_S)
         return True
 
@@ -143,11 +156,11 @@ class DrillResult:
     """A faulted training beside the undisturbed one."""
 
     hits: list[FaultResult]
-    tensors: int
-    changed: int
+    num_tensors: int
+    num_changed: int
     """Tensors, of the nets and of the optimiser, that differ by more than the tolerance."""
-    metrics: int
-    wrong: int
+    num_metrics: int
+    num_wrong: int
     """Metric values in MLflow that differ, are missing or are there twice."""
     largest: float
     """Greatest difference, relative where a tensor is greater than 1."""
@@ -155,11 +168,11 @@ class DrillResult:
     @property
     def equal(self) -> bool:
         """Whether nothing shows that there were faults."""
-        return not (self.changed or self.wrong)
+        return not (self.num_changed or self.num_wrong)
 
 
 class Drill:
-    """A reference and its repetitions; each in a folder of the recipe's store, on one Ray."""
+    """An undisturbed training and its repetitions, on one Ray."""
 
     def __init__(self, recipe: Recipe, arguments: Sequence[str], tolerance: float) -> None:
         weights = recipe.transplant.weights if recipe.transplant else ""
@@ -171,88 +184,107 @@ class Drill:
         self.recipe, self.tolerance = recipe, tolerance
         local = ["--set=tracking.uri=null", "--set=evaluate.num_pictures=0"]
         self.arguments = [*arguments, *local]
-        self.store = Store(recipe.store)
-        self.folder = self.store.root / "drill"
+        self.store = open_store(recipe.store)
+        self.files = ObjectStore(str(self.store))  # Store API: store.files
         self.phases = [step for step in plan(recipe, self.store) if step.stage == "finetune"]
-        self.ground = RayUnderTest(
+        self.ray_under_test = RayUnderTest(
             recipe.cluster, recipe.cluster.address or os.environ.get("RAY_ADDRESS")
         )
 
-    def hold(self, faults: Sequence[str], times: int, seed: int) -> Iterator[DrillResult]:
-        """The outcomes, one by one: each training has every fault once, in random order."""
+    def run(self, faults: Sequence[str], times: int, seed: int) -> Iterator[DrillResult]:
+        """Yield the results one by one: each training has every fault once, in random order."""
         chance = random.Random(seed)
-        with self.store.flow("drill"):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            TrackingClient(
-                TrackingSpec(), self.folder / "empty"
-            )  # made once, copied for each training
-            self.ground.start()
+        with self.store.flow("drill"), TemporaryDirectory() as folder:  # Store API: store.flow_lock
+            self.files.remove_folder("drill")
+            TrackingClient(TrackingSpec(), Path(folder))  # made once, copied for each training
+            self.empty_database = Path(folder) / METRICS_DATABASE
+            self.ray_under_test.start()
             try:
                 self.reference = self._training("reference", ())
                 self.reference.start()
-                _require(self.reference.finish() == 0, self.reference)
-                self.num_steps = {phase.key: self._steps(phase) for phase in self.phases}
-                yield from self._trainings(list(faults) * times, len(faults), chance)
+                _require_success(self.reference)
+                self.num_steps = {phase.key: self._num_steps(phase) for phase in self.phases}
+                yield from self._disturbed(list(faults) * times, len(faults), chance)
             finally:
-                self.ground.stop()
+                self.ray_under_test.stop()
 
-    def _trainings(
+    def _disturbed(
         self, waiting: list[str], at_once: int, chance: random.Random
     ) -> Iterator[DrillResult]:
-        number = barren = 0
+        number = misses = 0
         while waiting:
             faults, waiting = waiting[:at_once], waiting[at_once:]
-            outcome, late = self._trial(str(number), faults, chance)
+            result, late = self._disturb(str(number), faults, chance)
             waiting += late
             number += 1
-            if outcome.hits or not outcome.equal:
-                yield outcome
-            elif (barren := barren + 1) == ATTEMPTS:
+            if result.hits or not result.equal:
+                yield result
+            elif (misses := misses + 1) == MAX_MISSES:
                 raise ClusterError(f"{', '.join(late)} came too late each time; train for longer")
 
     def _training(self, name: str, faults: Sequence[str]) -> Training:
-        store = self.folder / name
-        store.mkdir(parents=True)
-        shutil.copy(self.folder / "empty" / "mlflow.db", store)
-        if name != "reference":  # data and pretrained weights are not drilled: they are shared
-            for kind in ("datasets", "weights"):
-                if (self.folder / "reference" / kind).exists():
-                    (store / kind).symlink_to(self.folder / "reference" / kind)
         arguments = [*self.arguments, f"--set=cluster.max_failures={len(faults)}"]
         arguments += ["--set=cluster.loader_workers=1"] * ("loader" in faults)
-        return Training(self.ground, arguments, store, self.phases, self.recipe.name)
+        root, mark, options = str(self.store).partition("?")
+        store = f"{root.rstrip('/')}/drill/{name}{mark}{options}"
+        training = Training(self.ray_under_test, arguments, store, self.phases, self.recipe.name)
+        shutil.rmtree(training.cache, ignore_errors=True)
+        training.cache.mkdir(parents=True)
+        shutil.copy(self.empty_database, training.cache)
+        if name != "reference":  # data and pretrained weights are not drilled: they are shared
+            for kind in ("datasets", "weights"):
+                self._share(kind, name)
+        return training
 
-    def _trial(
+    def _share(self, kind: str, name: str) -> None:
+        source, target = f"drill/reference/{kind}", f"drill/{name}/{kind}"
+        if not self.files.names(source):
+            return
+        if self.files.local is not None:
+            (self.files.local / target).symlink_to(self.files.local / source)
+            return
+        filesystem, base = self.files.filesystem, self.files.base
+        pyarrow.fs.copy_files(
+            f"{base}/{source}",
+            f"{base}/{target}",
+            source_filesystem=filesystem,
+            destination_filesystem=filesystem,
+        )
+
+    def _disturb(
         self, name: str, faults: list[str], chance: random.Random
     ) -> tuple[DrillResult, list[str]]:
         """One training with some faults; and those that came too late, after its end."""
         training = self._training(name, faults)
-        places = [
+        moments = [
             (p, s)
             for p, phase in enumerate(self.phases)
             for s in range(1, self.num_steps[phase.key])
         ]
         hits, late = [], []
         training.start()
-        for fault, (p, aim) in zip(
+        for fault, (p, step) in zip(
             chance.sample(faults, len(faults)),
-            sorted(chance.choices(places, k=len(faults))),
+            sorted(chance.choices(moments, k=len(faults))),
             strict=True,
         ):
-            training.aim_at(self.phases[p])
-            hit = self._strike(training, fault, aim)
+            training.phase = self.phases[p]
+            hit = self._strike(training, fault, step)
             hits += [hit] if hit else []
             late += [] if hit else [fault]
-        _require(training.finish() == 0, training)
-        outcome = self._compare(training, hits)
-        log.info("training %s: %s", name, "equal" if outcome.equal else "DIFFERS")
-        if outcome.equal:  # what differs stays, to be looked at
-            shutil.rmtree(training.store)
-        return outcome, late
+        _require_success(training)
+        result = self._compare(training, hits)
+        log.info("training %s: %s", name, "equal" if result.equal else "DIFFERS")
+        if result.equal:  # what differs stays, to be looked at
+            self.files.remove_folder(f"drill/{name}")
+            shutil.rmtree(training.cache, ignore_errors=True)
+        return result, late
 
-    def _strike(self, training: Training, fault: str, aim: int) -> FaultResult | None:
+    def _strike(self, training: Training, fault: str, step: int) -> FaultResult | None:
         """Do it once the phase has come that far; None if it had ended."""
-        if not training.wait_for(aim) or (fault in SPOILS and not training.wait_for_checkpoint()):
+        if not training.wait_for(step) or (
+            fault in NEED_A_CHECKPOINT and not training.wait_for_checkpoint()
+        ):
             return None
         step, workers, began = training.step(), training.workers(), time.monotonic()
         FAULTS[fault](training)
@@ -268,47 +300,50 @@ class Drill:
         log.info("%s at step %d of %d, back after %.1f s", *vars(hit).values())
         return hit
 
-    def _steps(self, phase: Step) -> int:
-        history = History.read(self.reference.store / "nets" / phase.key / HISTORY)
+    def _num_steps(self, phase: Step) -> int:
+        history = History.read(self.reference.net(phase) / HISTORY)
         return max(step for step, _ in history.rows())
 
     def _compare(self, training: Training, hits: list[FaultResult]) -> DrillResult:
-        tensors = changed = metrics = wrong = 0
+        num_tensors = num_changed = num_metrics = num_wrong = 0
         largest = 0.0
         for phase in self.phases:
-            for ours, theirs in zip(
+            for expected, found in zip(
                 _tensors(self.reference, phase), _tensors(training, phase), strict=True
             ):
-                apart = _apart(ours, theirs)
-                tensors, changed = tensors + 1, changed + (apart > self.tolerance)
-                largest = max(largest, apart)
-            expected, told = (_metrics(t.store, phase) for t in (self.reference, training))
-            metrics += sum(map(len, expected.values()))
-            for key in expected.keys() | told.keys():
-                wrong += _number_wrong(expected.get(key, []), told.get(key, []), self.tolerance)
-        return DrillResult(hits, tensors, changed, metrics, wrong, largest)
+                difference = _difference(expected, found)
+                num_tensors, num_changed = (
+                    num_tensors + 1,
+                    num_changed + (difference > self.tolerance),
+                )
+                largest = max(largest, difference)
+            wanted, logged = (_metrics(t, phase) for t in (self.reference, training))
+            num_metrics += sum(map(len, wanted.values()))
+            for key in wanted.keys() | logged.keys():
+                num_wrong += _num_wrong(wanted.get(key, []), logged.get(key, []), self.tolerance)
+        return DrillResult(hits, num_tensors, num_changed, num_metrics, num_wrong, largest)
 
 
-def drill_table(outcomes: Sequence[DrillResult]) -> Table:
-    """A row for each fault; what its training came to beside the last."""
+def drill_table(results: Sequence[DrillResult]) -> Table:
+    """A row for each fault; beside a training's last one, how its result compares."""
     table = Table("training", "fault", "at step", "back after", box=None)
     for title in ("same tensors", "same metrics", ""):
         table.add_column(title)
-    for number, each in enumerate(outcomes, 1):
+    for number, each in enumerate(results, 1):
         verdict = "equal" if each.equal else f"[bold red]DIFFERS[/] by {each.largest:.0e}"
-        came_to = (
-            f"{each.tensors - each.changed} of {each.tensors}",
-            f"{each.metrics - each.wrong} of {each.metrics}",
+        comparison = (
+            f"{each.num_tensors - each.num_changed} of {each.num_tensors}",
+            f"{each.num_metrics - each.num_wrong} of {each.num_metrics}",
             verdict,
         )
         for hit in each.hits:
             row = (str(number), hit.fault, f"{hit.step} of {hit.num_steps}", f"{hit.back_s:.1f} s")
-            table.add_row(*row, *(came_to if hit is each.hits[-1] else ()))
+            table.add_row(*row, *(comparison if hit is each.hits[-1] else ()))
     return table
 
 
 def require_faults(names: Sequence[str]) -> None:
-    """Names of faults, from the command line.
+    """Check the names of faults, from the command line.
 
     Raises:
         RecipeError: there is no such fault.
@@ -317,32 +352,34 @@ def require_faults(names: Sequence[str]) -> None:
         raise RecipeError(f"--faults: {', '.join(unknown)} is none of {', '.join(FAULTS)}")
 
 
-def _require(ok: bool, training: Training) -> None:
-    if not ok:
-        raise ClusterError(f"the training in {training.store} failed:\n{training.said()[-4000:]}")
+def _require_success(training: Training) -> None:
+    if training.finish() != 0:
+        raise ClusterError(
+            f"the training in {training.store} failed:\n{training.printed()[-4000:]}"
+        )
 
 
 def _tensors(training: Training, phase: Step) -> Iterator[torch.Tensor]:
-    """Of the best net, of the last net and of its optimiser."""
-    last, _ = newest(training.checkpoints(phase))
+    """Those of the best net, of the last net and of its optimiser."""
+    last, _ = training.checkpoints(phase).newest()
     assert last is not None
-    yield from load_file(training.store / "nets" / phase.key / NET).values()
+    yield from load_file(training.net(phase) / NET).values()
     yield from load_file(last / NET).values()
     state = torch.load(last / OPTIMIZER, map_location="cpu", weights_only=True)["state"]
     for entry in state.values():
         yield from (value for value in entry.values() if isinstance(value, torch.Tensor))
 
 
-def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
     if torch.equal(a, b):
         return 0.0
     scale = a.double().abs().max().clamp(min=1)
     return float((a.double() - b.double()).abs().max() / scale)
 
 
-def _metrics(store: Path, phase: Step) -> dict[str, list[tuple[int, float]]]:
-    """All that MLflow has of a phase but the speed, which is nobody's promise."""
-    tracker = TrackingClient(TrackingSpec(), store)
+def _metrics(training: Training, phase: Step) -> dict[str, list[tuple[int, float]]]:
+    """All that MLflow has of a phase except speeds, which no two trainings share."""
+    tracker = TrackingClient(TrackingSpec(), training.cache)
     run_id = tracker.find_phase(phase.key)
     assert run_id is not None
     return {
@@ -352,10 +389,10 @@ def _metrics(store: Path, phase: Step) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def _number_wrong(
-    expected: list[tuple[int, float]], told: list[tuple[int, float]], tolerance: float
+def _num_wrong(
+    expected: list[tuple[int, float]], found: list[tuple[int, float]], tolerance: float
 ) -> int:
-    if [step for step, _ in expected] != [step for step, _ in told]:
-        return max(len(expected), len(told), 1)
-    pairs = zip(expected, told, strict=True)
+    if [step for step, _ in expected] != [step for step, _ in found]:
+        return max(len(expected), len(found), 1)
+    pairs = zip(expected, found, strict=True)
     return sum(abs(a - b) > tolerance * max(1.0, abs(a)) for (_, a), (_, b) in pairs)

@@ -1,4 +1,4 @@
-"""Real faults, done to a training from outside: processes killed, nodes lost, files spoilt."""
+"""Real faults, done to a training from outside: processes killed, nodes lost, checkpoints damaged."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ from fcn.weights import NET
 from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError
 from pipeline.tracking import owner
-from pipeline.training.checkpoint import CURSOR, MANIFEST, newest
+from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.progress import NAMESPACE, Worker
+from pipeline.training.state import MANIFEST, STATE
+
+NOTICE_S = 10
+"""Time from the notice to the loss of a node; real spot machines give 30 to 120 s."""
 
 
 @dataclass
 class RayUnderTest:
-    """The Ray that a drill is held on: one that is there, or one of several nodes on this machine."""
+    """The Ray that a drill works on: one that is there, or one of several nodes on this machine."""
 
     spec: ClusterSpec
     address: str | None
@@ -39,7 +43,7 @@ class RayUnderTest:
         self._nodes: Any = None
 
     def start(self) -> None:
-        """Connect. A Ray of our own has a head without room, a node for each worker and one to spare."""
+        """Connect. Our own Ray has a head without CPUs, a node for each worker and a spare one."""
         if self.ours:
             from ray.cluster_utils import Cluster  # noqa: PLC0415 - only where no Ray is named
 
@@ -52,12 +56,12 @@ class RayUnderTest:
         )
 
     def add_node(self) -> None:
-        """Room for one more worker; a Ray that is not ours looks after itself."""
+        """Add a node for one more worker; a Ray that is not ours replaces its nodes itself."""
         if self.ours:
             self._nodes.add_node(num_cpus=math.ceil(self.spec.cpus_per_worker))
 
     def stop(self) -> None:
-        """Leave it as it was found."""
+        """Disconnect; stop the Ray if it is ours."""
         ray.shutdown()
         if self.ours:
             self._nodes.shutdown()
@@ -66,14 +70,15 @@ class RayUnderTest:
 class Target(Protocol):
     """A training under way."""
 
-    ground: RayUnderTest
+    ray_under_test: RayUnderTest
     process: subprocess.Popen[bytes]
     """The driver, in a process group of its own."""
-    run: Path
-    """The folder of the phase's checkpoints."""
 
     def workers(self) -> list[Worker]:
-        """Where they are."""
+        """Where its workers are."""
+
+    def checkpoints(self) -> Checkpoints:
+        """Those of the phase that is watched, as the store has them at this moment."""
 
 
 def kill_worker(target: Target) -> None:
@@ -95,7 +100,7 @@ def kill_node(target: Target) -> None:
         ClusterError: all workers are on the head, whose loss no Ray survives.
     """
     _kill(_a_node_of(target), os.getppid)
-    target.ground.add_node()
+    target.ray_under_test.add_node()
 
 
 def preempt_node(target: Target) -> None:
@@ -106,14 +111,12 @@ def preempt_node(target: Target) -> None:
     """
     node = _a_node_of(target)
     _kill(node, os.getppid, NOTICE_S)  # before the notice: then the node takes no more tasks
-    notice = ["--node-id", node, "--deadline-remaining-seconds", str(NOTICE_S)]
-    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "drill"]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--node-id", node]
     address = ray.get_runtime_context().gcs_address
-    subprocess.run(
-        [*command, "--address", address, *notice, *reason], check=True, capture_output=True
-    )
-    target.ground.add_node()
+    notice = ["--address", address, "--deadline-remaining-seconds", str(NOTICE_S)]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "drill"]
+    subprocess.run([*command, *notice, *reason], check=True, capture_output=True)
+    target.ray_under_test.add_node()
 
 
 def kill_driver(target: Target) -> None:
@@ -127,44 +130,51 @@ def stop_ray(target: Target) -> None:
     Raises:
         ClusterError: the Ray is not the drill's own.
     """
-    if not target.ground.ours:
+    if not target.ray_under_test.ours:
         raise ClusterError("fault ray stops all of Ray: only drilled where no address is given")
     kill_driver(target)
-    target.ground.stop()
-    target.ground.start()
+    target.ray_under_test.stop()
+    target.ray_under_test.start()
 
 
 def terminate(target: Target) -> None:
-    """SIGTERM to the command: it saves and leaves."""
+    """SIGTERM to the command: it saves and stops."""
     target.process.send_signal(signal.SIGTERM)
 
 
 def damage_checkpoint(target: Target) -> None:
     """The driver is killed and one byte of the newest checkpoint's weights has changed."""
-    path = _newest_after_a_kill(target) / NET
-    content = bytearray(path.read_bytes())
+    checkpoints, newest = _newest_after_a_kill(target)
+    weights = f"{checkpoints.prefix}/{newest}/{NET}"
+    content = bytearray(checkpoints.files.read(weights) or b"")
     content[-1] ^= 1
-    path.write_bytes(content)
+    checkpoints.files.write(weights, bytes(content))
+    if checkpoints.files.local is None:  # nor is there a sound copy of it on this machine
+        shutil.rmtree(checkpoints.path(newest), ignore_errors=True)
 
 
 def half_checkpoint(target: Target) -> None:
     """The driver is killed while the next checkpoint is being written: some files are there."""
-    folder = _newest_after_a_kill(target)
-    half = folder.with_name("checkpoint_9999-half-written")
-    shutil.copytree(folder, half, ignore=shutil.ignore_patterns(MANIFEST, CURSOR))
+    checkpoints, newest = _newest_after_a_kill(target)
+    attempt = newest.partition("/")[0]
+    source = f"{checkpoints.prefix}/{newest}"
+    half = f"{checkpoints.prefix}/{attempt}/checkpoint_9999-half-written"
+    for name in checkpoints.files.names(source):
+        if name not in (MANIFEST, STATE):
+            content = checkpoints.files.read(f"{source}/{name}") or b""
+            checkpoints.files.write(f"{half}/{name}", content)
 
 
-def _newest_after_a_kill(target: Target) -> Path:
+def _newest_after_a_kill(target: Target) -> tuple[Checkpoints, str]:
     kill_driver(target)
     target.process.wait()
-    folder, _ = newest(target.run)
+    checkpoints = target.checkpoints()
+    folder, _ = checkpoints.newest()
     if folder is None:
-        raise ClusterError(f"no sound checkpoint in {target.run}: nothing to spoil")
-    return folder
+        raise ClusterError(f"no sound checkpoint in {checkpoints}: there is nothing to damage")
+    return checkpoints, f"{folder.parent.name}/{folder.name}"
 
 
-NOTICE_S = 10
-"""From the notice to the loss of a node; real spot machines give 30 to 120."""
 FAULTS: dict[str, Callable[[Target], None]] = {
     "worker": kill_worker,
     "loader": kill_loader,
@@ -176,11 +186,10 @@ FAULTS: dict[str, Callable[[Target], None]] = {
     "damaged": damage_checkpoint,
     "half": half_checkpoint,
 }
-"""By the name that the command line takes."""
-SPOILS = ("damaged", "half")
-"""These need a checkpoint to spoil."""
+"""The faults by the names that the command line takes."""
+NEED_A_CHECKPOINT = ("damaged", "half")
 SURVIVED = ("worker", "loader", "node", "preempted")
-"""Ray starts the workers again; after the others the command has to be typed again."""
+"""Ray starts the workers again; after the other faults the command has to be typed again."""
 
 
 def _a_node_of(target: Target) -> str:
@@ -192,15 +201,15 @@ def _a_node_of(target: Target) -> str:
 
 
 def _kill(node: str, find: Callable[[], int], after_s: float = 0.2) -> None:
-    """SIGKILL to a process of a node, which is found there; by a helper that outlives the node."""
+    """SIGKILL to a process that is found on its node; by a process that outlives the node."""
 
-    def there() -> None:
+    def on_the_node() -> None:
         subprocess.Popen(  # not waited for: it may end this process
             ["sh", "-c", f"sleep {after_s}; kill -9 {find()}"], start_new_session=True
         )
 
     pinned = NodeAffinitySchedulingStrategy(node, soft=False)
-    ray.get(ray.remote(there).options(num_cpus=0, scheduling_strategy=pinned).remote())
+    ray.get(ray.remote(on_the_node).options(num_cpus=0, scheduling_strategy=pinned).remote())
 
 
 def _a_loader_of(pid: int) -> int:

@@ -23,7 +23,8 @@ from pipeline.logs import progress_bar
 from pipeline.results import Evaluation
 from pipeline.storage.store import Store, StoredFile
 from pipeline.tracking import plots
-from pipeline.training.trainer import DistContext, count_errors, require_all_seen
+from pipeline.training.distributed import DistContext
+from pipeline.training.evaluation import count_errors, require_all_seen
 
 TASKS_PER_WORKER = 2
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.training.checkpoint import Row
-from pipeline.training.trainer import DistContext, StepTiming
+from pipeline.training.distributed import DistContext
+from pipeline.training.state import Row
+from pipeline.training.trainer import StepTiming
 
 LOADER_BOUND = 0.2
 """From this part of the time on, more loaders help more than a faster device."""

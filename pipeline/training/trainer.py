@@ -1,7 +1,7 @@
-"""The training loop: a step, an epoch, a phase. Reads top to bottom; knows no Ray.
+"""The training loop: a step, an epoch, a phase. It reads top to bottom and knows no Ray.
 
 Whoever computes it, a step is the same: the loss is the sum over the valid pixels of the whole
-global batch divided by their number, and everything random goes by name.
+global batch divided by their number, and everything random is a function of names.
 """
 
 from __future__ import annotations
@@ -9,113 +9,96 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.optim import SGD, AdamW, Optimizer
 
 from fcn.losses import count_valid, cross_entropy_sum
-from fcn.metrics import Confusion
 from fcn.nets import FCN
 from fcn.normalise import MicroStatistics, set_batch_norm
 from fcn.optim import freeze_trunk, lr_factor, parameter_groups
 from pipeline.config.schema import FinetuneSpec, OptimizerSpec, PhaseSpec
-from pipeline.data.loader import (
-    MicroBatch,
-    TrainDataset,
-    eval_batches,
-    fetched_ahead,
-    train_batches,
-)
-from pipeline.data.sampler import BatchSchedule, share
+from pipeline.data.loader import MicroBatch, TrainDataset, train_batches
+from pipeline.data.sampler import BatchSchedule
 from pipeline.data.shards import Shards
 from pipeline.errors import TrainingError
-from pipeline.training.checkpoint import BestNet, Metrics, Row, TrainState
-
-ControlAction = Literal["go on", "save", "leave"]
-
-
-@dataclass(frozen=True)
-class DistContext:
-    """The workers that share the work: this one's rank, and sums over all of them."""
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum over workers, in place."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
-
-    def gather(self, names: Sequence[str]) -> list[str]:
-        """The names that all workers hold, in the order of their ranks."""
-        held: list[list[str]] = [[] for _ in range(self.size)]
-        if self.size > 1:
-            dist.all_gather_object(held, list(names))
-        else:
-            held = [list(names)]
-        return [name for part in held for name in part]
+from pipeline.training.checkpoint import ControlAction
+from pipeline.training.distributed import DistContext
+from pipeline.training.evaluation import evaluate_split
+from pipeline.training.state import BestNet, Metrics, Row, TrainState
 
 
 class CheckpointManager(Protocol):
-    """Where checkpoints go and come from, and who may ask for one."""
+    """Where checkpoints go and come from, and who may ask the training to save or stop.
+
+    All steps are counted as done: while the first step is computed, `step` is 1.
+    """
 
     def restore(self, net: FCN, optimizer: Optimizer) -> TrainState:
-        """Put the newest checkpoint in place; the cursor says where to go on, at 0 if there is none."""
+        """Load the newest checkpoint; the state says where to go on, at step 0 if there is none."""
 
-    def save(self, net: FCN, optimizer: Optimizer, cursor: TrainState) -> None:
+    def save(self, net: FCN, optimizer: Optimizer, state: TrainState) -> None:
         """Keep a checkpoint; all workers call it, one writes."""
 
-    def noticed(self) -> bool:
-        """Whether somebody may want something; asked at every step, so it takes no time."""
+    def noticed(self, step: int) -> bool:
+        """Whether this worker has a reason to poll after a step; asked at each step, so it is cheap."""
 
-    def wish(self) -> ControlAction:
-        """What is wanted; called by all workers together once any of them noticed something."""
+    def poll(self, step: int) -> ControlAction:
+        """What to do after a step; called by all workers together once any of them noticed something."""
+
+
+class StepCounts(NamedTuple):
+    """What all workers add up before a step, in one exchange."""
+
+    valid_px: int
+    images: int
+    micro_batches: int
+    notices: int
+    """Workers whose checkpoint manager noticed something. To ask all of them at each step would take
+    an exchange of its own; so the answer rides on the one that the loss needs anyway."""
 
 
 class StepStats(NamedTuple):
-    """What a step tells."""
+    """What a step came to, over all workers."""
 
     loss: float
     """Per valid pixel of the whole global batch, in nats."""
     grad_norm: float
     images: int
     noticed: bool
-    """By any worker."""
+    """Whether any worker's checkpoint manager noticed something."""
 
 
 class StepTiming(NamedTuple):
     """How long a step took on one worker."""
 
     images: int
-    """Of this worker's share."""
+    """Images of this worker's share."""
     wait_s: float
-    """Until the loader had them."""
+    """Time until the loader had them."""
     whole_s: float
-    """From when the loader was asked to the end of the step."""
+    """Time from when the loader was asked to the end of the step."""
 
     @property
     def wait_frac(self) -> float:
-        """0: the loader is always ahead; towards 1: the worker only waits for it."""
+        """0 if the loader is always ahead, towards 1 if the worker only waits for it."""
         return self.wait_s / self.whole_s if self.whole_s else 0.0
 
 
 @dataclass
 class TrainStep:
-    """What a step works with."""
+    """One optimiser step over this worker's share of a global batch."""
 
     net: FCN
     optimizer: Optimizer
-    team: DistContext
+    context: DistContext
     spec: FinetuneSpec
 
     def __post_init__(self) -> None:
@@ -123,109 +106,85 @@ class TrainStep:
         self.net = set_batch_norm(self.net, mode)  # type: ignore[assignment]
         self.statistics = MicroStatistics(self.net) if mode == "micro" else None
         self.autocast = torch.autocast(
-            self.team.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"
+            self.context.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"
         )
         self.memory_format = (
             torch.channels_last if self.spec.channels_last else torch.contiguous_format
         )
-        self.net.to(self.team.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.net.to(self.context.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.ddp: nn.Module = self.net
-        if self.team.size > 1:
+        if self.context.size > 1:
             with warnings.catch_warnings():
                 # Its new name is not in torch 2.11. Buffers are ours to keep equal: MicroStatistics.
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
                 self.ddp = DistributedDataParallel(self.net, broadcast_buffers=False)
 
     def step(self, micro_batches: Sequence[MicroBatch], *, noticed: bool = False) -> StepStats:
-        """One optimiser step on this worker's micro-batches of a global batch.
+        """Take one step; all workers call it together.
 
         Raises:
             TrainingError: loss or gradient is not finite; the step is not taken.
         """
-        batches = [m.to(self.team.device, self.memory_format) for m in micro_batches]
-        real = [b for b in batches if not b.void]
-        valid, images, units, notices = self._count(real, noticed)
+        counts = self._count(micro_batches, noticed)
         if self.statistics:
             self.statistics.begin()
-        total = torch.zeros((), dtype=torch.float64, device=self.team.device)
-        for i, batch in enumerate(batches):
-            torch.manual_seed(batch.seed)
-            with self._sync(last=i == len(batches) - 1), self.autocast:
-                loss = cross_entropy_sum(self.ddp(batch.image), batch.label)
-                # DDP averages gradients over workers; the loss is a sum over all of them.
-                (loss / max(valid, 1) * self.team.size).backward()
+        total = torch.zeros((), dtype=torch.float64, device=self.context.device)
+        for i, micro_batch in enumerate(micro_batches):
+            batch = micro_batch.to(self.context.device, self.memory_format)
+            torch.manual_seed(batch.seed)  # dropout does not depend on who computes the micro-batch
+            with self._sync(last=i == len(micro_batches) - 1):
+                with self.autocast:
+                    loss = cross_entropy_sum(self.ddp(batch.image), batch.label)
+                # The loss is divided here, once: by the valid pixels of the whole global batch, so that
+                # gradients simply add up over micro-batches. DDP takes the mean over workers where a
+                # sum is wanted, hence the factor. `backward` stays outside autocast, as torch asks.
+                (loss / max(counts.valid_px, 1) * self.context.size).backward()
             total += loss.detach()
         if self.statistics:
-            self.statistics.finish(self.team.sum(self.statistics.weighted(len(real))), units)
-        mean_loss = float(self.team.sum(total)) / max(valid, 1)
+            num_real = sum(not m.void for m in micro_batches)
+            sums = self.context.sum(self.statistics.weighted(num_real))
+            self.statistics.finish(sums, counts.micro_batches)
+        mean_loss = float(self.context.sum(total)) / max(counts.valid_px, 1)
         grad_norm = float(
             get_total_norm(p.grad for p in self.net.parameters() if p.grad is not None)
         )
-        if not math.isfinite(mean_loss + grad_norm):
-            names = self.team.gather([name for batch in real for name in batch.ids])
-            lost = not math.isfinite(mean_loss)
-            what, value = ("loss", mean_loss) if lost else ("gradient", grad_norm)
-            raise TrainingError(
-                f"the {what} became {value} at step {batches[0].step + 1}, on {', '.join(names)}; "
-                "that step was not taken and nothing was saved since the last checkpoint. A lower "
-                "finetune.optimizer.lr or a longer finetune.schedule.warmup_steps is the usual remedy"
-            )
+        if not math.isfinite(mean_loss + grad_norm):  # the same on all workers: all of them raise
+            raise self._not_finite(mean_loss, grad_norm, micro_batches)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepStats(mean_loss, grad_norm, images, notices > 0)
+        return StepStats(mean_loss, grad_norm, counts.images, counts.notices > 0)
 
-    def _count(self, real: Sequence[MicroBatch], noticed: bool) -> list[int]:
-        """Valid pixels, images and micro-batches of the whole global batch; workers with a notice."""
-        mine = torch.zeros(4, dtype=torch.int64)
-        for batch in real:
-            mine[:3] += torch.tensor([count_valid(batch.label), len(batch.label), 1])
-        mine[3] = int(noticed)
-        return self.team.sum(mine.to(self.team.device)).tolist()
+    def _count(self, micro_batches: Sequence[MicroBatch], noticed: bool) -> StepCounts:
+        """Counts of the whole global batch. Fillers, which are all void, count for nothing."""
+        real = [m for m in micro_batches if not m.void]
+        # Counted before the copy to the device: reading a count back from there would wait for it.
+        mine = StepCounts(
+            valid_px=sum(count_valid(m.label) for m in real),
+            images=sum(len(m.ids) for m in real),
+            micro_batches=len(real),
+            notices=int(noticed),
+        )
+        sums = self.context.sum(torch.tensor(mine, dtype=torch.int64).to(self.context.device))
+        return StepCounts(*sums.tolist())
 
     def _sync(self, *, last: bool) -> AbstractContextManager[None]:
-        """Gradients are exchanged once a step, after the last micro-batch."""
+        """Gradients are exchanged once a step, in the last micro-batch's `backward`."""
         if last or not isinstance(self.ddp, DistributedDataParallel):
             return nullcontext()
         return self.ddp.no_sync()
 
-
-@torch.inference_mode()
-def count_errors(
-    net: FCN, batches: Iterable[MicroBatch], team: DistContext
-) -> tuple[Confusion, int]:
-    """Confusion matrix of some batches on one worker, and how many images were counted."""
-    confusion = Confusion(net.blueprint.num_classes, team.device)
-    seen = 0
-    for batch in batches:
-        moved = batch.to(team.device, torch.contiguous_format)
-        confusion.update(moved.label, net(moved.image).argmax(1))
-        seen += len(moved.ids)
-    return confusion, seen
-
-
-def evaluate_split(
-    net: FCN, shards: Shards, team: DistContext, batch: int, num_loaders: int
-) -> Confusion:
-    """One confusion matrix over a whole split: each image once, on one worker, summed over all.
-
-    Raises:
-        TrainingError: the images counted are not as many as the split has.
-    """
-    was_training = {m: m.training for m in net.modules()}
-    net.eval()
-    rows = share(len(shards), team.rank, team.size)
-    confusion, seen = count_errors(net, eval_batches(shards, rows, batch, num_loaders), team)
-    for module, mode in was_training.items():
-        module.training = mode
-    team.sum(confusion.counts)
-    require_all_seen(int(team.sum(torch.tensor(seen, device=team.device))), len(shards))
-    return confusion
-
-
-def require_all_seen(seen: int, expected: int) -> None:
-    """A metric over some of the images is not the metric of the split."""
-    if seen != expected:
-        raise TrainingError(f"{seen} images were counted in a split of {expected}; scores are void")
+    def _not_finite(
+        self, loss: float, grad_norm: float, micro_batches: Sequence[MicroBatch]
+    ) -> TrainingError:
+        mine = [name for m in micro_batches if not m.void for name in m.ids]
+        names = ", ".join(self.context.gather(mine))
+        lost = not math.isfinite(loss)
+        what, value = ("loss", loss) if lost else ("gradient", grad_norm)
+        return TrainingError(
+            f"the {what} became {value} at step {micro_batches[0].step + 1}, on {names}; "
+            "that step was not taken and nothing was saved since the last checkpoint. A lower "
+            "finetune.optimizer.lr or a longer finetune.schedule.warmup_steps is the usual remedy"
+        )
 
 
 def build_optimizer(net: FCN, spec: OptimizerSpec, lr: float) -> Optimizer:
@@ -243,7 +202,7 @@ def build_optimizer(net: FCN, spec: OptimizerSpec, lr: float) -> Optimizer:
 
 @dataclass
 class Trainer:
-    """One training from a net's start to the end of its schedule, from wherever it stands."""
+    """The training of one phase, from wherever its newest checkpoint stands to its end."""
 
     net: FCN
     spec: FinetuneSpec
@@ -251,121 +210,120 @@ class Trainer:
     seed: int
     train: Shards
     val: Shards
-    team: DistContext = field(default_factory=DistContext)
+    context: DistContext = field(default_factory=DistContext)
     num_loaders: int = 0
-    emit: Callable[[list[Row]], None] = lambda rows: None
-    """Called on rank 0 after each step and validation; after a resume also with all that went before."""
-    watch: Callable[[StepTiming], None] = lambda pace: None
+    log_rows: Callable[[list[Row]], None] = lambda rows: None
+    """Called on rank 0 after each step and validation; after a resume also with all rows before."""
+    log_timing: Callable[[StepTiming], None] = lambda timing: None
     """Called on every rank after each step."""
 
-    def run(self, keeper: CheckpointManager) -> TrainState:
-        """Train to the end, or until asked to leave; the cursor says how far it came."""
+    def run(self, manager: CheckpointManager) -> TrainState:
+        """Train to the end, or until asked to stop; the state says how far it came.
+
+        Raises:
+            TrainingError: a loss, a gradient or a weight is not finite.
+        """
+        self._prepare()
+        state = manager.restore(self.net, self._optimizer)
+        if self.context.rank == 0:
+            self.log_rows(state.history.rows())
+        else:
+            state.best = None  # rank 0 keeps it
+        asked = time.perf_counter()
+        for micro_batches in self._micro_batches(state.step):
+            loaded = time.perf_counter()
+            lr_frac = self._set_lr(state.step)
+            stats = self._step.step(micro_batches, noticed=manager.noticed(state.step + 1))
+            state.step += 1
+            images = sum(len(m.ids) for m in micro_batches if not m.void)
+            timing = StepTiming(images, loaded - asked, time.perf_counter() - asked)
+            self.log_timing(timing)
+            self._log(state, self._metrics(state.step, lr_frac, stats, timing))
+            action = manager.poll(state.step) if stats.noticed else "continue"
+            self._validate_and_save(state, manager, action)
+            if action == "stop":
+                break
+            asked = time.perf_counter()
+        return state
+
+    def _prepare(self) -> None:
         if self.spec.trainable == "head":
             freeze_trunk(self.net)
-        optimizer = build_optimizer(
-            self.net, self.spec.optimizer, self.spec.optimizer.lr * self.phase.lr_mult
-        )
-        stepper = TrainStep(self.net, optimizer, self.team, self.spec)
-        cursor = keeper.restore(self.net, optimizer)
-        if self.team.rank == 0:
-            self.emit(cursor.history.rows())
-        else:
-            cursor.best = None  # rank 0 keeps it
-        plan = BatchSchedule(
+        self._lr = self.spec.optimizer.lr * self.phase.lr_mult
+        self._optimizer = build_optimizer(self.net, self.spec.optimizer, self._lr)
+        self._step = TrainStep(self.net, self._optimizer, self.context, self.spec)
+        self._schedule = BatchSchedule(
             num_samples=len(self.train),
             global_batch=self.spec.global_batch,
             micro_batch=self.spec.micro_batch,
             epochs=self.phase.epochs,
             seed=self.seed,
-            rows=self.train.rows,
-            window=self.spec.window_shards,
         )
-        began = time.perf_counter()
-        for micro_batches in self._feed(plan, cursor.step):
-            fed = time.perf_counter()
-            factor = self._set_lr(optimizer, cursor.step, plan.num_steps)
-            taken = stepper.step(micro_batches, noticed=keeper.noticed())
-            cursor.step += 1
-            images = sum(len(m.ids) for m in micro_batches if not m.void)
-            pace = StepTiming(images, fed - began, time.perf_counter() - began)
-            self.watch(pace)
-            self._tell(
-                cursor,
-                {
-                    "train/loss": taken.loss,
-                    "train/grad_norm": taken.grad_norm,
-                    "train/lr": self.spec.optimizer.lr * self.phase.lr_mult * factor,
-                    "perf/images_per_s": taken.images / pace.whole_s,
-                    "perf/wait_frac": pace.wait_frac,
-                    "perf/epoch": cursor.step / plan.steps_per_epoch,
-                },
-            )
-            wish = keeper.wish() if taken.noticed else "go on"
-            self._keep(cursor, plan, optimizer, keeper, wish)
-            if wish == "leave":
-                break
-            began = time.perf_counter()
-        return cursor
 
-    def _feed(self, plan: BatchSchedule, first_step: int) -> Iterator[list[MicroBatch]]:
+    def _micro_batches(self, first_step: int) -> Iterator[list[MicroBatch]]:
+        """This worker's share of each step from the first one on."""
         dataset = TrainDataset(self.train, self.spec.augment, self.seed)
-        feed = train_batches(
-            dataset, plan, first_step, self.team.rank, self.team.size, self.num_loaders
-        )
-        return fetched_ahead(feed, plan, first_step, self.train, self.val)
+        rank, size = self.context.rank, self.context.size
+        return train_batches(dataset, self._schedule, first_step, rank, size, self.num_loaders)
 
-    def _set_lr(self, optimizer: Optimizer, step: int, num_steps: int) -> float:
+    def _set_lr(self, step: int) -> float:
+        """Set the learning rates of a step; return them as a fraction of the schedule's highest."""
         schedule = self.spec.schedule
         factor = lr_factor(
             step,
-            num_steps,
+            self._schedule.num_steps,
             kind=schedule.kind,
             power=schedule.power,
             warmup_steps=schedule.warmup_steps,
         )
-        for group in optimizer.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         return factor
 
-    def _keep(
-        self,
-        cursor: TrainState,
-        plan: BatchSchedule,
-        optimizer: Optimizer,
-        keeper: CheckpointManager,
-        wish: ControlAction,
-    ) -> None:
-        """Validate and save where the recipe says so; the last step always does."""
-        epoch, within = divmod(cursor.step, plan.steps_per_epoch)
-        due = within == 0 and epoch % self.spec.validate_every_epochs == 0
-        validate = due or cursor.step == plan.num_steps
-        if validate:
-            self._validate(cursor)
-        every = self.spec.checkpoint_every_steps
-        if validate or wish != "go on" or (every and cursor.step % every == 0):
-            require_finite(self.net, cursor.step)
-            began = time.perf_counter()
-            keeper.save(self.net, optimizer, cursor)
-            self._tell(cursor, {"perf/saving_s": time.perf_counter() - began})
+    def _metrics(self, step: int, lr_frac: float, stats: StepStats, timing: StepTiming) -> Metrics:
+        return {
+            "train/loss": stats.loss,
+            "train/grad_norm": stats.grad_norm,
+            "train/lr": self._lr * lr_frac,
+            "perf/images_per_s": stats.images / timing.whole_s,
+            "perf/wait_frac": timing.wait_frac,
+            "perf/epoch": step / self._schedule.steps_per_epoch,
+        }
 
-    def _validate(self, cursor: TrainState) -> None:
+    def _validate_and_save(
+        self, state: TrainState, manager: CheckpointManager, action: ControlAction
+    ) -> None:
+        """Validate and save where the recipe says so; the last step always does both."""
+        epoch, within = divmod(state.step, self._schedule.steps_per_epoch)
+        due = within == 0 and epoch % self.spec.validate_every_epochs == 0
+        validate = due or state.step == self._schedule.num_steps
+        if validate:
+            self._validate(state)
+        every = self.spec.checkpoint_every_steps
+        if validate or action != "continue" or (every and state.step % every == 0):
+            require_finite(self.net, state.step)
+            began = time.perf_counter()
+            manager.save(self.net, self._optimizer, state)
+            self._log(state, {"perf/saving_s": time.perf_counter() - began})
+
+    def _validate(self, state: TrainState) -> None:
         confusion = evaluate_split(
-            self.net, self.val, self.team, self.spec.micro_batch, self.num_loaders
+            self.net, self.val, self.context, self.spec.micro_batch, self.num_loaders
         )
         scores = confusion.scores().summary()
         metrics = {f"val/{name}": value for name, value in scores.items()}
-        self._tell(cursor, metrics)
-        if self.team.rank == 0 and cursor.beaten_by(metrics):
+        self._log(state, metrics)
+        if self.context.rank == 0 and state.beaten_by(metrics):
             copied = {
                 k: v.detach().to("cpu", copy=True).contiguous()
                 for k, v in self.net.state_dict().items()
             }
-            cursor.best = BestNet(cursor.step, metrics, copied)
+            state.best = BestNet(state.step, metrics, copied)
 
-    def _tell(self, cursor: TrainState, metrics: Metrics) -> None:
-        if self.team.rank == 0:
-            cursor.history.add(cursor.step, metrics)
-            self.emit([(cursor.step, metrics)])
+    def _log(self, state: TrainState, metrics: Metrics) -> None:
+        if self.context.rank == 0:
+            state.history.add(state.step, metrics)
+            self.log_rows([(state.step, metrics)])
 
 
 def require_finite(net: nn.Module, step: int) -> None:

@@ -73,7 +73,7 @@ def test_a_second_run_computes_nothing_and_says_so(flow) -> None:
 def test_cleaning_after_a_flow_removes_its_checkpoints_and_nothing_that_it_made(flow) -> None:
     store, _ = flow
     made = {path.parent for path in store.glob("*/*/manifest.json")}
-    assert list(store.glob("runs/demo/*/checkpoint_*"))
+    assert list(store.glob("runs/demo/*/*/checkpoint_*"))
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "gc", "--store", str(store), "--yes"],
         capture_output=True,
@@ -220,7 +220,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     )
     try:
         deadline = time.monotonic() + 400
-        while not list((store / "runs").glob("demo/*/checkpoint_*/cursor.json")):
+        while not list((store / "runs").glob("demo/*/*/checkpoint_*/manifest.json")):
             assert process.poll() is None, process.stdout.read().decode()
             assert time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.2)
@@ -254,7 +254,7 @@ def test_a_flow_goes_on_without_mlflow_and_tells_it_all_when_it_is_back(tmp_path
         )
     try:
         deadline = time.monotonic() + 400
-        while not list(tmp_path.glob("store/runs/demo/*/checkpoint_*/cursor.json")):
+        while not list(tmp_path.glob("store/runs/demo/*/*/checkpoint_*/manifest.json")):
             assert process.poll() is None, output.read_text()
             assert time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.2)

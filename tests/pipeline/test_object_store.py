@@ -114,7 +114,7 @@ def test_a_killed_flow_is_gone_on_with_by_another_machine(ended) -> None:
     assert "ingest unchanged" in said
     assert "finetune-8s computed" in said
     assert "models:/demo/1 took @champion" in said
-    assert has(mirror(cache, store), "runs/demo/*/checkpoint_*/manifest.json")
+    assert has(mirror(cache, store), "runs/demo/*/*/checkpoint_*/manifest.json")
 
 
 def test_a_flow_says_where_its_runs_are(ended) -> None:
@@ -231,5 +231,5 @@ def require_apart(mirrors: dict[str, Path]) -> None:
         assert has(node, f"weights/*/{NET}"), name
         assert not has(node, "mlflow*"), name
         assert not has(node, "models/*"), name
-    resumed = [name for name, node in mirrors.items() if has(node, "runs/demo/*/checkpoint_*")]
+    resumed = [name for name, node in mirrors.items() if has(node, "runs/demo/*/*/checkpoint_*")]
     assert len(resumed) == 2, resumed  # those that lived went on from the bucket's checkpoint

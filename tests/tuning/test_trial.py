@@ -4,7 +4,8 @@ import torch
 from safetensors.torch import load_file
 
 from fcn.weights import NET
-from pipeline.training.checkpoint import HISTORY, History, newest, read_best, step_of
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.state import HISTORY, History, read_best, step_of
 from tests.conftest import tiny
 from tuning.trial import Task, train_segment
 
@@ -28,7 +29,7 @@ def task(shards, folder, until, *overrides, source=None) -> Task:
 
 
 def weights(folder, phase="0") -> dict[str, torch.Tensor]:
-    return load_file(newest(folder / phase)[0] / NET)
+    return load_file(Checkpoints.in_folder(folder / phase).newest()[0] / NET)
 
 
 def equal(one, other) -> bool:
@@ -50,7 +51,7 @@ def test_segments_add_up_to_the_whole_to_the_last_bit(tiny_shards, tmp_path) -> 
     assert (last.step, last.mean_iu, last.kept) == (9, whole.mean_iu, whole.kept)
     assert equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
     assert {step for step, metrics in told if "train/loss" in metrics} == set(range(1, 10))
-    best = read_best(newest(tmp_path / "parts" / "0")[0])
+    best = read_best(Checkpoints.in_folder(tmp_path / "parts" / "0").newest()[0])
     assert last.kept == best.metrics["val/mean_iu"] >= last.mean_iu
 
 
@@ -64,7 +65,7 @@ def test_a_trial_that_is_asked_to_leave_saves_and_goes_on_there(tiny_shards, tmp
     left = train_segment(task(tiny_shards, tmp_path / "left", 9), leave_at_five)
     assert (left.mean_iu, left.failure) == (None, "")
     assert 5 <= left.step < 9
-    assert step_of(newest(tmp_path / "left" / "0")[0]) == left.step
+    assert step_of(Checkpoints.in_folder(tmp_path / "left" / "0").newest()[0]) == left.step
     done = train_segment(task(tiny_shards, tmp_path / "left", 9), lambda rows: False)
     whole = train_segment(task(tiny_shards, tmp_path / "whole", 9), lambda rows: False)
     assert (done.step, done.mean_iu) == (9, whole.mean_iu)
@@ -89,7 +90,7 @@ def test_a_clone_goes_on_from_anothers_net_with_its_own_values(tiny_shards, tmp_
     before, after = weights(one), weights(other)
     learnt = [k for k in before if "running" not in k and "num_batches" not in k]
     assert max(float((after[k] - before[k]).abs().max()) for k in learnt) < 1e-20
-    rows = dict(History.read(newest(other / "0")[0] / HISTORY).rows())
+    rows = dict(History.read(Checkpoints.in_folder(other / "0").newest()[0] / HISTORY).rows())
     assert rows[3]["train/lr"] > 1e-4
     assert rows[4]["train/lr"] < 1e-29
 

@@ -18,10 +18,12 @@ from pipeline.data.shards import Shards
 from pipeline.flow import plan
 from pipeline.ops.drill import Training
 from pipeline.ops.faults import RayUnderTest, preempt_node
+from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Store
 from pipeline.tracking.client import TrackingClient
-from pipeline.training.checkpoint import LocalCheckpointManager, newest, read_best, step_of
+from pipeline.training.checkpoint import Checkpoints, LocalCheckpointManager
 from pipeline.training.model import start_net
+from pipeline.training.state import read_best, step_of
 from pipeline.training.trainer import Trainer
 from tests.conftest import TINY
 
@@ -33,20 +35,35 @@ def command(verb: str, *values: str) -> list[str]:
     return [sys.executable, "-m", "pipeline", verb, "demo", *sets]
 
 
+def drill(store: str, *faults: str) -> None:
+    """A drill of one training on a Ray of its own; it must find no difference."""
+    values = ("finetune.epochs=8", "finetune.checkpoint_every_steps=2", f"store={store}")
+    clean = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [*command("drill", *values), "--faults", ",".join(faults)],
+        capture_output=True,
+        text=True,
+        env=clean,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"\d of \d trainings with {len(faults)} faults in all are equal", done.stdout)
+    for fault in faults:
+        assert re.search(rf"{fault} +\d+ of 24 ", done.stdout)
+    assert re.search(r"([1-9]\d+) of \1 +([1-9]\d+) of \2 +equal", done.stdout)
+
+
 @pytest.mark.slow
 def test_a_drill_finds_no_difference(tmp_path) -> None:
     """A worker killed, then SIGTERM, in one training."""
-    values = ("finetune.epochs=8", "finetune.checkpoint_every_steps=2", f"store={tmp_path}/store")
-    faults = ["--faults", "worker,sigterm"]
-    clean = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(
-        [*command("drill", *values), *faults], capture_output=True, text=True, env=clean
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\d of \d trainings with 2 faults in all are equal to the", done.stdout)
-    for fault in ("worker", "sigterm"):
-        assert re.search(rf"{fault} +\d+ of 24 ", done.stdout)
-    assert re.search(r"([1-9]\d+) of \1 +([1-9]\d+) of \2 +equal", done.stdout)
+    drill(f"{tmp_path}/store", "worker", "sigterm")
+
+
+@pytest.mark.slow
+def test_a_drill_works_on_an_object_store(s3, tmp_path) -> None:
+    """Checkpoints in the bucket are damaged and half copied; nothing of the drill stays in a folder."""
+    drill(s3, "damaged", "half")
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert ObjectStore(s3).folders("drill") == ["reference"]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path) -> None:
@@ -71,7 +88,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path) -> N
         r"TrainingError: the (loss|gradient) became \w+ at step (\d), on train-0", said
     )
     assert stop, said
-    last, _ = newest(next((tmp_path / "store").glob("runs/demo/*/")))
+    last, _ = Checkpoints.in_folder(next((tmp_path / "store").glob("runs/demo/*/"))).newest()
     assert step_of(last) == int(stop[2]) - 1
     tracker = TrackingClient(TrackingSpec(), tmp_path / "store")
     statuses = [r.info.status for r in tracker.client.search_runs([tracker.experiment])]
@@ -103,27 +120,27 @@ def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkey
     ground.start()
     try:
         arguments = ["demo", *(f"--set={value}" for value in values)]
-        training = Training(ground, arguments, tmp_path / "store", phases, "demo")
+        training = Training(ground, arguments, f"{tmp_path}/store", phases, "demo")
         training.start()
-        assert training.wait_for(5), training.said()
+        assert training.wait_for(5), training.printed()
         assert len(training.workers()) == 2
         with monkeypatch.context() as patch:
             patch.setattr(ground, "add_node", lambda: None)
             preempt_node(training)
-        until(lambda: newest(training.run)[0] is not None)
+        until(lambda: training.checkpoints().newest()[0] is not None)
         assert len(training.workers()) == 2  # the notice, not the loss, led to the checkpoint
         until(lambda: len(training.workers()) == 1)
-        assert training.wait_for(training.step() + 1), training.said()
+        assert training.wait_for(training.step() + 1), training.printed()
         ground.add_node()
         until(lambda: len(training.workers()) == 2)
-        assert training.finish() == 0, training.said()
+        assert training.finish() == 0, training.printed()
     finally:
         ground.stop()
 
     key, tracker = phases[0].key, TrackingClient(TrackingSpec(), tmp_path / "store")
     steps = [step for step, _ in tracker.history(tracker.find_phase(key), "train/loss")]
     assert steps == list(range(1, 181))
-    require_as_alone(load_file(newest(training.run)[0] / NET), recipe, tmp_path)
+    require_as_alone(load_file(training.checkpoints().newest()[0] / NET), recipe, tmp_path)
 
 
 def require_as_alone(theirs, recipe, folder: Path) -> None:
@@ -137,7 +154,7 @@ def require_as_alone(theirs, recipe, folder: Path) -> None:
         *(recipe.finetune, recipe.phases[0], recipe.seed),
         *(Shards(files["train"]), Shards(files["val"])),
     )
-    alone.run(LocalCheckpointManager(folder / "alone"))
+    alone.run(LocalCheckpointManager(Checkpoints.in_folder(folder / "alone")))
     after = net.state_dict()
     moved = max(float((after[k] - before[k]).abs().max()) for k in before)
     apart = max(float((after[k] - theirs[k]).abs().max()) for k in before)
@@ -172,6 +189,6 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(tmp_path) -> None:
         done = subprocess.run(command("evaluate", *values), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         run = next((disk / "store" / "runs" / "demo").glob("*/"))
-        assert read_best(newest(run)[0]) is not None
+        assert read_best(Checkpoints.in_folder(run).newest()[0]) is not None
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)

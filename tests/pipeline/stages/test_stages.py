@@ -20,8 +20,8 @@ from pipeline.errors import ClusterError, TrainingError, WeightsError
 from pipeline.stages import transplant
 from pipeline.storage.store import RECEIPT, Store, fingerprint
 from pipeline.tracking import plots
+from pipeline.training.evaluation import require_all_seen
 from pipeline.training.model import require_receipt, start_net
-from pipeline.training.trainer import require_all_seen
 from tests.conftest import tiny
 
 RESNET = ("net.backbone=resnet18", "net.stride=16")

@@ -11,7 +11,7 @@ from pipeline.storage.store import Mark
 from pipeline.tracking.client import TrackingClient
 from pipeline.tracking.flow_logger import FlowLogger
 from pipeline.tracking.run_logger import status_after
-from pipeline.training.checkpoint import History
+from pipeline.training.state import History
 from tests.conftest import tiny
 
 HISTORY = [*((step, {"train/loss": 1.0 / step}) for step in range(1, 7)), (6, {"val/mean_iu": 0.5})]

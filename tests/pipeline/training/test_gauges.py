@@ -7,9 +7,11 @@ import urllib.request
 import pytest
 import ray
 
+from pipeline.training.checkpoint import Checkpoints, LocalCheckpointManager
+from pipeline.training.distributed import DistContext
 from pipeline.training.gauges import EpochThroughput, WorkerGauges, verdict
-from pipeline.training.trainer import DistContext, StepTiming
-from tests.pipeline.training.test_trainer import LocalCheckpointManager, phase
+from pipeline.training.trainer import StepTiming
+from tests.pipeline.training.test_trainer import phase
 
 
 def rows(*steps: tuple[float, float, float]):
@@ -43,17 +45,17 @@ def test_the_verdict_changes_once() -> None:
 def test_waiting_for_a_slow_loader_is_seen_by_the_loop(tiny_shards, tmp_path, monkeypatch) -> None:
     paces: list[StepTiming] = []
     told: list = []
-    work = phase(tiny_shards, "finetune.batch_norm=frozen", epochs=1, emit=told.extend)
-    work.watch = paces.append
-    feed = work._feed
+    work = phase(tiny_shards, "finetune.batch_norm=frozen", epochs=1, log_rows=told.extend)
+    work.log_timing = paces.append
+    loader = work._micro_batches
 
-    def slow_feed(plan, step):
-        for micro_batches in feed(plan, step):
+    def slow(first_step):
+        for micro_batches in loader(first_step):
             time.sleep(0.3)
             yield micro_batches
 
-    monkeypatch.setattr(work, "_feed", slow_feed)
-    work.run(LocalCheckpointManager(tmp_path))
+    monkeypatch.setattr(work, "_micro_batches", slow)
+    work.run(LocalCheckpointManager(Checkpoints.in_folder(tmp_path)))
     assert [pace.images for pace in paces] == [8, 8, 6]
     assert all(0.3 <= pace.wait_s < pace.whole_s for pace in paces)
     fractions = [m["perf/wait_frac"] for _, m in told if "perf/wait_frac" in m]

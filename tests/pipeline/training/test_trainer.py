@@ -13,34 +13,38 @@ from hypothesis import strategies as st
 from fcn.nets import FCN, Blueprint
 from pipeline.config.schema import PhaseSpec
 from pipeline.data.shards import Shards
-from pipeline.errors import TrainingError
-from pipeline.training.checkpoint import OPTIMIZER, LocalCheckpointManager, newest, read_best
-from pipeline.training.trainer import DistContext, Trainer, evaluate_split
+from pipeline.errors import SupersededError, TrainingError
+from pipeline.training.checkpoint import Checkpoints, LocalCheckpointManager
+from pipeline.training.distributed import DistContext
+from pipeline.training.evaluation import evaluate_split
+from pipeline.training.state import OPTIMIZER, read_best
+from pipeline.training.trainer import Trainer
 from tests.conftest import tiny
 
 
 class Interrupted(LocalCheckpointManager):
-    """May stop the run after a checkpoint, as a kill would, or be asked to leave."""
+    """May stop the run after a checkpoint, as a kill would, or be asked to stop before a step."""
 
-    def __init__(
-        self, folder: Path, die_at: int | None = None, leave_at: int | None = None
-    ) -> None:
-        super().__init__(folder)
-        self.die_at, self.leave_at, self.saved = die_at, leave_at, []
-        self.asked = 0
+    def __init__(self, folder: Path, die_at: int | None = None, ask_at: int | None = None) -> None:
+        super().__init__(Checkpoints.in_folder(folder))
+        self.die_at, self.ask_at, self.saved = die_at, ask_at, []
 
-    def save(self, net, optimizer, cursor) -> None:
-        self.saved.append(cursor.step)
-        super().save(net, optimizer, cursor)
-        if cursor.step == self.die_at:
+    def save(self, net, optimizer, state) -> None:
+        self.saved.append(state.step)
+        super().save(net, optimizer, state)
+        if state.step == self.die_at:
             raise KeyboardInterrupt
 
-    def wanted_elsewhere(self) -> bool:
-        self.asked += 1
-        return self.asked == self.leave_at
+    def noticed(self, step) -> bool:
+        self.stop_requested = step == self.ask_at
+        return super().noticed(step)
 
 
-def phase(shards, *overrides, team=None, double=False, emit=None, epochs=2) -> Trainer:
+def newest(folder: Path) -> Path:
+    return Checkpoints.in_folder(folder).newest()[0]
+
+
+def phase(shards, *overrides, context=None, double=False, log_rows=None, epochs=2) -> Trainer:
     """A phase over a net with dropout; frozen batch normalisation unless overridden."""
     recipe = tiny("finetune.checkpoint_every_steps=2", *overrides)
     torch.manual_seed(0)
@@ -54,8 +58,8 @@ def phase(shards, *overrides, team=None, double=False, emit=None, epochs=2) -> T
         seed=0,
         train=shards["train"],
         val=shards["val"],
-        team=team or DistContext(),
-        emit=emit or (lambda rows: None),
+        context=context or DistContext(),
+        log_rows=log_rows or (lambda rows: None),
     )
 
 
@@ -72,24 +76,24 @@ def largest_difference(a, b) -> float:
 
 
 def optimizer_state(folder: Path) -> dict:
-    return torch.load(newest(folder)[0] / OPTIMIZER, weights_only=True)["state"]
+    return torch.load(newest(folder) / OPTIMIZER, weights_only=True)["state"]
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_a_run_stopped_at_a_checkpoint_ends_with_the_same_bits(tiny_shards, tmp_path, kind) -> None:
     chosen = (f"finetune.optimizer.kind={kind}", "finetune.batch_norm=micro")
     whole = phase(tiny_shards, *chosen)
-    keeper = Interrupted(tmp_path / "whole")
-    whole.run(keeper)
-    assert keeper.saved == [2, 3, 4, 6]  # 3 steps an epoch, every second step
+    manager = Interrupted(tmp_path / "whole")
+    whole.run(manager)
+    assert manager.saved == [2, 3, 4, 6]  # 3 steps an epoch, every second step
     for stop in (2, 3):  # in the middle of an epoch and at its end
         folder = tmp_path / f"stopped-{stop}"
         with pytest.raises(KeyboardInterrupt):
             phase(tiny_shards, *chosen).run(Interrupted(folder, die_at=stop))
-        told = []
-        resumed = phase(tiny_shards, *chosen, emit=told.extend)
+        logged = []
+        resumed = phase(tiny_shards, *chosen, log_rows=logged.extend)
         resumed.run(Interrupted(folder))
-        assert [step for step, metrics in told if "train/loss" in metrics] == [1, 2, 3, 4, 5, 6]
+        assert [step for step, metrics in logged if "train/loss" in metrics] == [1, 2, 3, 4, 5, 6]
         assert largest_difference(weights(whole.net), weights(resumed.net)) == 0
         moments = [optimizer_state(f) for f in (tmp_path / "whole", folder)]
         for name, state in moments[0].items():
@@ -127,23 +131,49 @@ def test_a_run_killed_inside_any_micro_batch_ends_with_the_same_bits(
 WHOLE: dict[str, Trainer] = {}
 
 
-def test_a_run_asked_to_leave_saves_where_it_stands_and_goes_on_there(
-    tiny_shards, tmp_path
-) -> None:
-    keeper = Interrupted(tmp_path, leave_at=5)
-    assert phase(tiny_shards).run(keeper).step == 5
-    assert keeper.saved == [2, 3, 4, 5]
+def test_a_run_asked_to_stop_saves_where_it_stands_and_goes_on_there(tiny_shards, tmp_path) -> None:
+    manager = Interrupted(tmp_path, ask_at=5)
+    assert phase(tiny_shards).run(manager).step == 5
+    assert manager.saved == [2, 3, 4, 5]
     resumed, whole = phase(tiny_shards), phase(tiny_shards)
     assert resumed.run(Interrupted(tmp_path)).step == 6
     whole.run(Interrupted(tmp_path / "whole"))
     assert largest_difference(weights(whole.net), weights(resumed.net)) == 0
 
 
+def test_a_run_trains_up_to_a_step_and_on_to_the_next(tiny_shards, tmp_path) -> None:
+    """As the trials of a search do."""
+    whole = phase(tiny_shards)
+    whole.run(Interrupted(tmp_path / "whole"))
+    for until in (1, 4, 6):
+        part = phase(tiny_shards)
+        manager = LocalCheckpointManager(Checkpoints.in_folder(tmp_path / "parts"), until)
+        assert part.run(manager).step == until
+    assert largest_difference(weights(whole.net), weights(part.net)) == 0
+
+
+class Superseded(LocalCheckpointManager):
+    """Another attempt begins after a step."""
+
+    def noticed(self, step) -> bool:
+        if step == 3:
+            Checkpoints.in_folder(self.checkpoints.path("")).claim()
+        return super().noticed(step)
+
+
+def test_a_run_that_another_one_has_taken_over_stops_at_its_next_save(
+    tiny_shards, tmp_path
+) -> None:
+    with pytest.raises(SupersededError, match="taken over by attempt-000002"):
+        phase(tiny_shards).run(Superseded(Checkpoints.in_folder(tmp_path)))
+    assert [path.name for path in tmp_path.rglob("checkpoint_*")] == ["checkpoint_000000002"]
+
+
 def test_a_finished_run_started_again_does_nothing(tiny_shards, tmp_path) -> None:
     phase(tiny_shards).run(Interrupted(tmp_path))
-    rows, keeper = [], Interrupted(tmp_path)
-    assert phase(tiny_shards, emit=rows.extend).run(keeper).step == 6
-    assert keeper.saved == []
+    rows, manager = [], Interrupted(tmp_path)
+    assert phase(tiny_shards, log_rows=rows.extend).run(manager).step == 6
+    assert manager.saved == []
     assert [step for step, _ in rows] == [1, 2, 3, 4, 5, 6]  # what may not have arrived before
 
 
@@ -157,10 +187,10 @@ def test_the_best_net_is_kept_however_training_ends(tiny_shards, tmp_path) -> No
     spoilt = ("finetune.optimizer.lr=0.01",)
     with pytest.raises(KeyboardInterrupt):
         phase(tiny_shards, *spoilt, epochs=4).run(Interrupted(tmp_path, die_at=8))
-    assert not (tmp_path / "checkpoint_0003").exists()
-    work = phase(tiny_shards, *spoilt, epochs=4, emit=watch)
+    assert not list(tmp_path.rglob("checkpoint_000000003"))
+    work = phase(tiny_shards, *spoilt, epochs=4, log_rows=watch)
     work.run(Interrupted(tmp_path))
-    best = read_best(newest(tmp_path)[0])
+    best = read_best(newest(tmp_path))
     assert list(scores) == [3, 6, 9, 12]
     assert best.metrics["val/mean_iu"] == max(scores.values())
     assert best.step == max(scores, key=scores.get)
@@ -183,10 +213,12 @@ def _one_of_several(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
     )
     shards = {split: Shards(paths) for split, paths in files.items()}
-    team = DistContext(rank, world_size)
-    work = phase(shards, *overrides, team=team, double=double, epochs=epochs)
+    context = DistContext(rank, world_size)
+    work = phase(shards, *overrides, context=context, double=double, epochs=epochs)
     work.run(Interrupted(Path(folder) / f"rank-{rank}"))
-    counts = [evaluate_split(work.net, shards[s], work.team, 2, 0).counts for s in ("val", "test")]
+    counts = [
+        evaluate_split(work.net, shards[s], work.context, 2, 0).counts for s in ("val", "test")
+    ]
     torch.save((weights(work.net), counts), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -245,9 +277,9 @@ def test_micro_batches_add_up_to_the_global_batch(tiny_shards, tmp_path) -> None
     assert largest_difference(*nets) < 1e-10
 
 
-def test_metrics_are_told_for_every_step_and_are_plain_numbers(tiny_shards, tmp_path) -> None:
+def test_metrics_are_logged_for_every_step_and_are_plain_numbers(tiny_shards, tmp_path) -> None:
     rows = []
-    phase(tiny_shards, emit=rows.extend).run(Interrupted(tmp_path))
+    phase(tiny_shards, log_rows=rows.extend).run(Interrupted(tmp_path))
     losses = {step: m["train/loss"] for step, m in rows if "train/loss" in m}
     assert list(losses) == [1, 2, 3, 4, 5, 6]
     validated = {step: m["val/mean_iu"] for step, m in rows if "val/mean_iu" in m}
@@ -261,10 +293,10 @@ def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_images(
     work = phase(tiny_shards)
     work.net.score["8"].bias.data[0] = math.nan
     before = weights(work.net)
-    keeper = Interrupted(tmp_path)
+    manager = Interrupted(tmp_path)
     with pytest.raises(TrainingError, match=r"the loss became nan at step 1, on train-0"):
-        work.run(keeper)
-    assert keeper.saved == []
+        work.run(manager)
+    assert manager.saved == []
     after = weights(work.net)
     assert all(torch.equal(before[k].nan_to_num(), after[k].nan_to_num()) for k in before)
 
