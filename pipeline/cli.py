@@ -164,11 +164,11 @@ def plan(recipe: str, overrides: tuple[str, ...], cluster: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.ops.plan import outlook
+    from pipeline.ops.plan import plan_rows
 
     loaded = _load(recipe, overrides)
     table = Table("step", "fingerprint", "would", "because", "needs", box=None)
-    for row in outlook(loaded):
+    for row in plan_rows(loaded):
         table.add_row(*row)
     Console().print(table)
     if cluster:

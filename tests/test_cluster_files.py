@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.cli import main
-from pipeline.cluster import require_room
+from pipeline.cluster import require_fit
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.errors import ClusterError
-from pipeline.ops.submit import STOP_S, require_seen_from_afar
+from pipeline.ops.submit import STOP_S, require_shared_paths
 
 ROOT = Path(__file__).parents[1]
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -119,7 +119,7 @@ def job_recipe() -> Recipe:
 
 def test_the_manifest_s_flow_uses_the_shared_folder_and_fits_its_workers() -> None:
     recipe = job_recipe()
-    require_seen_from_afar(recipe)
+    require_shared_paths(recipe)
     cluster = KUBERNETES["spec"]["rayClusterSpec"]
     pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for pod in pods:
@@ -139,9 +139,10 @@ def test_the_manifest_s_flow_uses_the_shared_folder_and_fits_its_workers() -> No
 def test_a_flow_waits_for_nodes_only_where_they_come_on_demand(caplog) -> None:
     caplog.set_level("INFO", "pipeline.cluster")
     recipe = job_recipe()
-    require_room(recipe.cluster, {"CPU": 0.0})
-    assert "0 CPUs now; waiting for nodes with 1" in caplog.text
-    assert "0 GPUs now; waiting for nodes with 1" in caplog.text
+    head = [{"memory": 1e9}]  # it has no CPUs to give
+    require_fit(recipe.cluster, head)
+    assert "0 workers of 1 CPU and 1 GPU fit on 1 node (1 x 0 CPU and 0 GPU)" in caplog.text
+    assert "waiting for nodes" in caplog.text
     fixed = recipe.changed(["cluster.autoscaling=false"])
     with pytest.raises(ClusterError, match=r"cluster\.autoscaling=true"):
-        require_room(fixed.cluster, {"CPU": 0.0})
+        require_fit(fixed.cluster, head)

@@ -27,7 +27,6 @@ from tuning.events import Journal, SearchBegun
 from tuning.hunt import Hunt, Prepared
 from tuning.records import Search
 from tuning.report import write_report
-from tuning.room import side_by_side
 from tuning.samplers import num_trials, sampler
 from tuning.settings import Settings, known_num_train, rungs_of
 from tuning.shelf import Shelf
@@ -72,8 +71,8 @@ def run(recipe: Recipe, settings: Settings) -> Result:
     shelf = Shelf(store.folder("searches", settings.name))
     with store.flow(f"search-{settings.name}"):
         cluster.join(lean.cluster)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        slots = side_by_side(lean.cluster, nodes, settings.concurrent or settings.trials)
+        at_most = settings.concurrent or settings.trials
+        slots = cluster.trials_that_fit(lean.cluster, cluster.living_nodes(), at_most)
         key = fingerprint("search", settings.name, science(recipe))
         with SearchLogger(recipe, store.root, f"search {settings.name}", f"search-{key}") as told:
             inputs = Inputs(told)

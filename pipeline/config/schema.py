@@ -281,8 +281,6 @@ class ClusterSpec(Spec):
     """Of a running Ray; without one, the Ray that RAY_ADDRESS names or a local one."""
     num_workers: int | tuple[int, int] = 2
     """A number, or [min, max]: then the run goes on with fewer when a node is lost and grows again."""
-    resize_every_s: PositiveFloat = 60.0
-    """How often an elastic run looks whether there is room to grow."""
     autoscaling: bool = False
     """The cluster adds nodes on demand: a flow waits for them where it would else be refused at once."""
     use_gpu: bool = False

@@ -1,71 +1,61 @@
-"""What the facts of a cluster mean for a run: pure judgement, no Ray and no network."""
+"""What the facts of a cluster mean for a run: pure rules, no Ray and no network."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.cluster import fit_in_words, fit_remedy, workers_that_fit
 from pipeline.config.schema import ClusterSpec
 from pipeline.ops.node_probe import SOURCE, NodeReport
-from pipeline.tracking.owner import STALE_S
 
 Level = Literal["ok", "warning", "failure"]
 STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
-SKEW_WARNS_S, SKEW_FAILS_S = 1.0, STALE_S / 2
-"""Half of what makes a living owner look dead: the other half is left to grow into."""
 NAMED = 3
-"""More nodes than these are counted, not listed."""
-
-
-class Skew(NamedTuple):
-    """How far a node's clock is ahead of the driver's, and the half-width of that in seconds."""
-
-    ahead_s: float
-    uncertainty_s: float
+"""If more nodes than these have one fault, the others are counted and not named."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster and what it told."""
+    """A node of the cluster and what it reported."""
 
     name: str
-    cpus: float
-    gpus: float
-    drives: bool = False
-    """Whether this command runs there: the driver of a run would too."""
-    facts: NodeReport | None = None
+    resources: Mapping[str, float]
+    is_driver: bool = False
+    """Whether this command runs there; the driver of a run would run there too."""
+    report: NodeReport | None = None
     silent: str = ""
-    """Why there are no facts."""
+    """Why there is no report."""
     unseen: tuple[str, ...] = ()
-    """Nodes whose files in the store this one does not see."""
-    skew: Skew | None = None
+    """Nodes whose files in the store this node does not see."""
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a run asks of its cluster."""
+    """What a run needs of its cluster."""
 
     spec: ClusterSpec
     store: Path | str
-    """Its folder, or its URI."""
+    """The store's folder, or its URI."""
     store_bytes: int
+    """Of checkpoints."""
     tmp_bytes: int
     mlflow: str | None = None
-    """Address of its server; None is the store's own database."""
+    """The address of MLflow; None is the store's own database."""
     mlflow_everywhere: bool = False
-    """Whether tasks on any node speak to it, not only the driver."""
+    """Whether tasks on any node speak to MLflow, not only the driver."""
     refused: str | None = None
-    """What MLflow told the driver, if it did not do as it was asked."""
+    """Why MLflow did not do what the driver asked."""
 
     @property
-    def mirrored(self) -> bool:
-        """Whether the store is an object store, of which each node keeps what it uses."""
+    def remote(self) -> bool:
+        """Whether the store is an object store, of which each node caches what it uses."""
         return isinstance(self.store, str)
 
 
@@ -80,49 +70,31 @@ class Finding:
 
 
 def judge(needs: Requirements, nodes: Sequence[Node]) -> list[Finding]:
-    """All findings in the order in which a user mends them."""
-    checks = (room, answers, store, inputs, disk, mlflow, versions, clocks, gpus)
+    """All findings, in the order in which a user mends them."""
+    checks = (fit, answers, store, inputs, disk, mlflow, versions, gpus)
     return [finding for check in checks for finding in check(needs, nodes)]
 
 
-def room(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """Workers against nodes; a worker is never split over two."""
-    spec = needs.spec
-    each = f"{spec.cpus_per_worker:g} CPU" + (" and 1 GPU" if spec.use_gpu else "")
-    fit = sum(workers_on(node, spec) for node in nodes)
-    have = f"{sum(n.cpus for n in nodes):g} CPU and {sum(n.gpus for n in nodes):g} GPU"
-    result = f"{fit} workers of {each} fit on {len(nodes)} nodes with {have}"
-    if not fit:
-        wide = max(nodes, key=lambda n: (n.gpus if spec.use_gpu else 0, n.cpus))
-        yield Finding(
-            *("room", "failure", result),
-            f"no node holds one worker: the largest has {wide.cpus:g} CPU and {wide.gpus:g} GPU; "
-            "lower cluster.cpus_per_worker" + (" or add GPU nodes" * spec.use_gpu),
-        )
-    elif fit < spec.min_workers:
-        yield Finding(
-            *("room", "failure", result),
-            f"the run needs {spec.min_workers}: it would wait for ever; set "
-            f"cluster.num_workers={fit}, or add nodes",
-        )
-    elif fit < spec.max_workers:
-        yield Finding(
-            *("room", "warning", result),
-            f"it starts with {fit} and grows to {spec.max_workers} when nodes join",
-        )
+def fit(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
+    """Enough workers fit on the nodes, by the rule that the run itself obeys."""
+    spec, have = needs.spec, [node.resources for node in nodes]
+    number, words = workers_that_fit(spec, have), fit_in_words(spec, have)
+    if number >= spec.max_workers:
+        yield Finding("fit", "ok", words, f"the run takes {spec.max_workers}")
+    elif number >= spec.min_workers:
+        later = f"the run starts with {number} and grows to {spec.max_workers} when nodes join"
+        yield Finding("fit", "warning", words, later)
+    elif spec.autoscaling:
+        later = f"the run waits until the cluster has added nodes for {spec.min_workers}"
+        yield Finding("fit", "warning", words, later)
     else:
-        yield Finding("room", "ok", result, f"the run takes {spec.max_workers}")
-
-
-def workers_on(node: Node, spec: ClusterSpec) -> int:
-    """How many workers a node has room for when nothing else runs."""
-    by_cpu = int(node.cpus / spec.cpus_per_worker + 1e-9)
-    return min(by_cpu, int(node.gpus)) if spec.use_gpu else by_cpu
+        remedy = f"the run needs {spec.min_workers} and is refused: {fit_remedy(spec, have)}"
+        yield Finding("fit", "failure", words, remedy)
 
 
 def answers(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """Whether each node can run our code at all."""
-    silent = [(node.name, node.silent) for node in nodes if node.facts is None]
+    """Each node can run our code at all."""
+    silent = [(node.name, node.silent) for node in nodes if node.report is None]
     yield from _grouped(
         *("nodes", "failure", silent),
         "its tasks would hang or fail: look at `ray status` and at its log, and see that the same "
@@ -133,104 +105,84 @@ def answers(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
 
 
 def store(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """Every node writes it, and all mean the same one."""
-    known = [(node, node.facts) for node in nodes if node.facts]
-    unwritable = [(n.name, facts.unwritable) for n, facts in known if facts.unwritable]
-    yield from _grouped(
-        *("store", "failure", unwritable),
-        f"results and checkpoints could not be written to {needs.store}: "
-        + (
-            "give every node credentials that read and write there, and the way to it (docs/storage.md)"
-            if needs.mirrored
-            else "set store=... to a folder that every node may write"
-        ),
+    """Every node can write the store, and it is the same store for all."""
+    known = [(node, node.report) for node in nodes if node.report]
+    unwritable = [(n.name, report.unwritable) for n, report in known if report.unwritable]
+    remedy = (
+        "give every node the address of the object store and credentials that read and write there "
+        "(docs/storage.md)"
+        if needs.remote
+        else "set store=... to a folder that every node may write"
     )
+    lost = f"results and checkpoints could not be written to {needs.store}: {remedy}"
+    yield from _grouped("store", "failure", unwritable, lost)
     apart = [(n.name, f"does not see what {_some(n.unseen)} wrote") for n, _ in known if n.unseen]
-    yield from _grouped(
-        *("store", "failure", apart),
-        f"{needs.store} is "
-        + (
-            "another object store there: see that AWS_ENDPOINT_URL is the same on every node"
-            if needs.mirrored
-            else "each node's own folder there: shards and checkpoints of one node would be missing on "
-            "the next; set store=... to shared storage"
-        ),
+    meaning = (
+        "another object store there: see that AWS_ENDPOINT_URL is the same on every node"
+        if needs.remote
+        else "each node's own folder there, so shards and checkpoints of one node would be missing on "
+        "the next: set store=... to shared storage"
     )
+    yield from _grouped("store", "failure", apart, f"{needs.store} is {meaning}")
     if known and not unwritable and not apart:
-        seen = ", each sees what the others wrote" if len(known) > 1 else ""
-        yield Finding(
-            "store",
-            "ok",
-            f"written, read and removed on {_count(len(known))}{seen}",
-            str(needs.store),
-        )
+        seen = ", and each sees what the others wrote" if len(known) > 1 else ""
+        words = f"{len(known)} node{'s' * (len(known) != 1)} wrote and read it{seen}"
+        yield Finding("store", "ok", words, str(needs.store))
 
 
 def inputs(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """What the first stages read is there wherever they may run."""
-    missing = [
-        (n.name, ", ".join(map(str, n.facts.missing))) for n in nodes if n.facts and n.facts.missing
-    ]
+    """What the first stages read is on every node where they may run."""
+    reports = [(n.name, n.report.missing) for n in nodes if n.report]
     yield from _grouped(
-        *("inputs", "failure", missing),
+        *("inputs", "failure", ((name, ", ".join(map(str, m))) for name, m in reports if m)),
         "not there, and the tasks that read it may run on any node: put it on shared storage",
     )
 
 
 def disk(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """Room for the checkpoints that are kept and the one under way."""
-    known = [(node, node.facts) for node in nodes if node.facts]
-    where = "the mirror of the store" if needs.mirrored else "the store"
+    """Each node has space for the checkpoints that are kept and for the one that is being written."""
+    reports = [(node.name, node.report) for node in nodes if node.report]
+    where = "the cache of the store" if needs.remote else "the store"
+    in_store = [(name, r.store_free_bytes, needs.store_bytes, where) for name, r in reports]
+    in_tmp = [(name, r.tmp_free_bytes, needs.tmp_bytes, "temporary files") for name, r in reports]
     short = [
-        (n.name, f"{_gib(f.store_free_bytes)} free in {where}")
-        for n, f in known
-        if f.store_free_bytes < needs.store_bytes
-    ] + [
-        (n.name, f"{_gib(f.tmp_free_bytes)} free for temporary files")
-        for n, f in known
-        if f.tmp_free_bytes < needs.tmp_bytes
+        (name, f"{_gib(free)} free for {what}")
+        for name, free, need, what in (*in_store, *in_tmp)
+        if free < need
     ]
     wants = (
         f"checkpoints take up to {_gib(needs.store_bytes)} of {where} and {_gib(needs.tmp_bytes)} of "
-        "temporary files, the data set comes on top"
+        "temporary files; the data set comes on top"
     )
-    yield from _grouped(
-        "disk",
-        "failure",
-        short,
-        f"{wants}: free some ("
-        + ("FCN_CACHE names another disk" if needs.mirrored else "`fcn-pipeline gc`")
-        + "), or set TMPDIR",
-    )
-    if known and not short:
-        least_store = min(f.store_free_bytes for _, f in known)
-        least_tmp = min(f.tmp_free_bytes for _, f in known)
-        result = f"{_gib(least_store)} free in {where}, {_gib(least_tmp)} for temporary files"
+    remedy = "FCN_CACHE names another disk" if needs.remote else "`fcn-pipeline gc` frees some"
+    yield from _grouped("disk", "failure", short, f"{wants}: {remedy}, and so does TMPDIR")
+    if reports and not short:
+        least_store, least_tmp = (min(row[1] for row in rows) for rows in (in_store, in_tmp))
+        result = f"{_gib(least_store)} free for {where}, {_gib(least_tmp)} for temporary files"
         yield Finding("disk", "ok", result, wants)
 
 
 def mlflow(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """Its server answers those that speak to it: the driver, and tasks where they load a model."""
+    """MLflow answers those that speak to it: the driver, and tasks that load a registered model."""
     if needs.mlflow is None:
         yield _own_database(needs, nodes)
         return
     if not is_server(needs.mlflow):
-        yield Finding(*("mlflow", "warning", "not asked"), "only servers, http(s)://, can be")
+        yield Finding("mlflow", "warning", "not asked", "only http:// and https:// can be asked")
         return
-    deaf = [(n, n.facts.unreachable) for n in nodes if n.facts and n.facts.unreachable]
-    matter = [(n.name, why) for n, why in deaf if n.drives or needs.mlflow_everywhere]
-    others = [(n.name, why) for n, why in deaf if not n.drives and not needs.mlflow_everywhere]
+    deaf = [(n, n.report.unreachable) for n in nodes if n.report and n.report.unreachable]
+    matters = {n.name: n.is_driver or needs.mlflow_everywhere for n in nodes}
     yield from _grouped(
-        *("mlflow", "failure", matter),
+        *("mlflow", "failure", ((n.name, why) for n, why in deaf if matters[n.name])),
         f"{needs.mlflow} must answer here: the flow would train without it, but not register; start "
         "the server, open its port or set tracking.uri",
     )
-    if needs.refused and not matter:
+    if needs.refused and not any(matters[n.name] for n, _ in deaf):
         yield Finding("mlflow", "failure", needs.refused, "the flow would stop at its start")
     yield from _grouped(
-        *("mlflow", "warning", others),
+        *("mlflow", "warning", ((n.name, why) for n, why in deaf if not matters[n.name])),
         f"{needs.mlflow} does not answer there, which matters only if a driver runs there "
-        "(`ray job submit` puts it on the head)",
+        "(`ray job submit` starts it on the head)",
     )
     if not deaf and not needs.refused:
         yield Finding("mlflow", "ok", f"{needs.mlflow} answers every node and takes this user")
@@ -242,36 +194,39 @@ def is_server(uri: str | None) -> bool:
 
 
 def _own_database(needs: Requirements, nodes: Sequence[Node]) -> Finding:
-    if needs.mirrored:
-        return Finding(
-            *("mlflow", "warning", "a database in the mirror of the driver's machine"),
-            "a driver on another machine would not find its runs and models: set tracking.uri to a "
-            "server (docs/mlflow.md)",
-        )
-    hosts = {node.facts.host for node in nodes if node.facts}
     words = "the store's own database, which only the driver opens"
-    if len(hosts) < 2:
+    remedy = "set tracking.uri to a server (docs/mlflow.md)"
+    if needs.remote:
+        meaning = (
+            "it lies in the cache of this machine, so a driver on another machine would not find "
+        )
+        return Finding("mlflow", "warning", words, f"{meaning}its runs and models: {remedy}")
+    if len({node.report.host for node in nodes if node.report}) < 2:
         return Finding("mlflow", "ok", words)
-    return Finding(
-        *("mlflow", "warning", words),
-        "sqlite's locks cannot be trusted on network folders: with drivers on several hosts set "
-        "tracking.uri to a server (docs/mlflow.md)",
+    meaning = (
+        "the locks of sqlite cannot be trusted on network folders; with drivers on several hosts"
     )
+    return Finding("mlflow", "warning", words, f"{meaning} {remedy}")
 
 
 def versions(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """What results depend on is the same everywhere; the driver's is the measure."""
-    ours = next((n.facts.versions for n in nodes if n.drives and n.facts), {})
+    """What results depend on is the same on every node as on the driver's."""
+    reports = [(node.name, node.report.versions) for node in nodes if node.report]
+    ours = next((n.report.versions for n in nodes if n.is_driver and n.report), {})
     found: list[Finding] = []
     for package, here in ours.items():
-        others = [(n.name, n.facts.versions[package]) for n in nodes if n.facts]
-        differ = [(name, f"{package} {there}") for name, there in others if there != here]
-        built = all(public(text.split()[-1]) == public(here) for _, text in differ)
+        differ = [(name, theirs[package]) for name, theirs in reports if theirs[package] != here]
+        same_release = all(public(there) == public(here) for _, there in differ)
+        meaning = f"the driver's is {here}: " + (
+            "another build of the same release"
+            if same_release
+            else "install one environment everywhere"
+            + ", or send the code with the job" * (package == SOURCE)
+        )
         found += _grouped(
-            *("versions", "warning" if built else "failure", differ),
-            f"the driver's is {here}"
-            + (": another build of the same" if built else "; install one environment everywhere")
-            + (", or ship the code with the job" if package == SOURCE else ""),
+            *("versions", "warning" if same_release else "failure"),
+            [(name, f"{package} {there}") for name, there in differ],
+            meaning,
         )
     yield from found
     if ours and not found:
@@ -283,59 +238,31 @@ def public(version: str) -> str:
     return version.partition("+")[0]
 
 
-def clocks(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """Against the driver's; what the measurement cannot tell is left in the node's favour."""
-    known = [(node.name, node.skew) for node in nodes if node.skew]
-    for level, low, high, meaning in (
-        ("warning", SKEW_WARNS_S, SKEW_FAILS_S, "log lines of the nodes do not sort by time"),
-        (
-            "failure",
-            SKEW_FAILS_S,
-            float("inf"),
-            f"a run whose owner seems silent for {STALE_S / 60:.0f} minutes is set to KILLED, and "
-            "object stores refuse wrong clocks",
-        ),
-    ):
-        off = [
-            (name, f"{s.ahead_s:+.3g} s (+- {s.uncertainty_s:.1g})")
-            for name, s in known
-            if low <= abs(s.ahead_s) - s.uncertainty_s < high
-        ]
-        yield from _grouped("clocks", level, off, f"{meaning}; run NTP")  # type: ignore[arg-type]
-    worst = max(known, key=lambda pair: abs(pair[1].ahead_s), default=None)
-    if worst and abs(worst[1].ahead_s) - worst[1].uncertainty_s < SKEW_WARNS_S:
-        skew = worst[1]
-        words = (
-            f"at most {abs(skew.ahead_s) * 1e3:.1f} ms apart (+- {skew.uncertainty_s * 1e3:.1f})"
-        )
-        yield Finding("clocks", "ok", words)
-
-
 def gpus(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """PyTorch sees the GPUs that Ray gives out."""
     if not needs.spec.use_gpu:
         return
-    known = [(n, n.facts.num_gpus) for n in nodes if n.facts and n.gpus]
+    counts = [(n.name, n.resources.get("GPU", 0.0), n.report.num_gpus) for n in nodes if n.report]
     blind = [
-        (n.name, f"Ray gives out {n.gpus:g}, PyTorch sees {seen if seen is not None else 'none'}")
-        for n, seen in known
-        if (seen or 0) < n.gpus
+        (name, f"Ray gives out {given:g}, PyTorch sees {'none' if seen is None else seen}")
+        for name, given, seen in counts
+        if (seen or 0) < given
     ]
     yield from _grouped(
         *("gpus", "failure", blind),
         "workers there would fail: compare `nvidia-smi` with torch.cuda.is_available() (driver, "
         "CPU-only build of torch, container without --gpus)",
     )
-    if known and not blind:
-        yield Finding("gpus", "ok", f"PyTorch sees all {sum(n.gpus for n, _ in known):g}")
+    if not blind and (total := sum(given for _, given, _ in counts)):
+        yield Finding("gpus", "ok", f"PyTorch sees all {total:g}")
 
 
 def _grouped(
-    check: str, level: Level, said: Iterable[tuple[str, str]], meaning: str
+    check: str, level: Level, faults: Iterable[tuple[str, str]], meaning: str
 ) -> Iterator[Finding]:
-    """A finding for each thing said, with the nodes that say it."""
+    """A finding for each fault, with the nodes that have it."""
     by_text: dict[str, list[str]] = defaultdict(list)
-    for name, text in said:
+    for name, text in faults:
         by_text[text].append(name)
     for text, names in by_text.items():
         yield Finding(check, level, f"{_some(names)}: {text}", meaning)
@@ -346,16 +273,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _count(number: int) -> str:
-    return f"{number} node{'s' * (number != 1)}"
-
-
 def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    """For the screen."""
+    """The findings for the screen."""
     table = Table("check", "", "result", "what it means", box=None)
     for f in findings:
         mark = f"[{STYLES[f.level]}]{f.level}[/]"

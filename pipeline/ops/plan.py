@@ -1,55 +1,74 @@
-"""What a flow would do, and what it has done, in words and figures."""
+"""What a flow would do and what it has done, in words and numbers for the screen."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from rich.table import Table
 
 from pipeline.config.recipe import Recipe
-from pipeline.config.schema import PhaseSpec
+from pipeline.config.schema import ClusterSpec, PhaseSpec
 from pipeline.data.sampler import steps_per_epoch
+from pipeline.errors import ClusterError
 from pipeline.flow import Flow, Report
 from pipeline.results import RECEIPT
-from pipeline.stage_table import Step
 
 
-def outlook(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
-    """A row for each step: name, fingerprint, what would be done, why, what it takes."""
+def plan_rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
+    """A row for each step: its name, its fingerprint, what would be done, why, and what it needs."""
     flow = Flow(recipe)
     fresh: set[str] = set()
     for step in flow.steps.values():
-        if flow.published(step):
+        if flow.store.published(step.kind, step.key):
             yield step.name, step.key, "reuse", "its result is in the store", ""
             continue
         changed = [name for name in step.needs if name in fresh]
         why = f"{', '.join(changed)} runs" if changed else "no result with this fingerprint"
-        if step.is_phase and flow.begun(step):
+        if step.stage == "finetune" and flow.begun(step):
             why = "begun; goes on from its last checkpoint"
+        needs = _needs(flow, step.phase) if step.phase else ""
         fresh.add(step.name)
-        yield step.name, step.key, "run", why, _needs(flow, step)
+        yield step.name, step.key, "run", why, needs
 
 
-def _needs(flow: Flow, step: Step) -> str:
+def _needs(flow: Flow, phase: PhaseSpec) -> str:
     recipe, data = flow.recipe, flow.published_counts()
-    if not step.is_phase:
-        return ""
-    cluster, tune = recipe.cluster, recipe.finetune
-    device = "GPU" if cluster.use_gpu else f"{cluster.cpus_per_worker:g} CPU"
-    number = "-".join(map(str, sorted({cluster.min_workers, cluster.max_workers})))
-    words = [f"{number} workers x {device}", f"{step.phase.epochs} epochs"]
+    spec, tune = recipe.cluster, recipe.finetune
+    device = "GPU" if spec.use_gpu else f"{spec.cpus_per_worker:g} CPU"
+    number = "-".join(map(str, sorted({spec.min_workers, spec.max_workers})))
+    words = [f"{number} workers x {device}", *_fit(spec), f"{phase.epochs} epochs"]
     if data:
-        steps = step.phase.epochs * steps_per_epoch(data["train"], tune.global_batch)
+        steps = phase.epochs * steps_per_epoch(data["train"], tune.global_batch)
         words.append(f"{steps} steps of {tune.global_batch} images")
-    size = state_bytes(recipe, step.phase)
+    size = state_bytes(recipe, phase)
     words.append(f"{size / 2**20:,.0f} MiB of net and optimiser each")
     return ", ".join(words)
 
 
+@cache
+def _fit(spec: ClusterSpec) -> tuple[str, ...]:
+    """How many workers fit on the Ray that is there already, else on this machine; none is started."""
+    from pipeline import cluster  # noqa: PLC0415 - only if something would be trained
+
+    try:
+        nodes, where = cluster.reachable_nodes(spec), "the cluster"
+    except ClusterError as error:
+        return (str(error),)
+    if nodes is None:
+        if spec.use_gpu:  # without a Ray nobody here counts GPUs
+            return ()
+        nodes, where = [{"CPU": float(os.cpu_count() or 1)}], "this machine"
+    fit = cluster.workers_that_fit(spec, nodes)
+    otherwise = ": the run would " + ("wait" if spec.autoscaling else "be refused")
+    return (f"{where} holds {fit} at a time{otherwise * (fit < spec.min_workers)}",)
+
+
 def state_bytes(recipe: Recipe, phase: PhaseSpec) -> int:
-    """Weights, gradients and optimiser state of one worker; activations come on top.
+    """Bytes of weights, gradients and optimiser state of one worker; activations come on top.
 
     A checkpoint is at most as large: it holds the best weights in place of the gradients.
     """
@@ -65,7 +84,7 @@ def state_bytes(recipe: Recipe, phase: PhaseSpec) -> int:
 
 
 def receipt_table(folder: Path) -> Table:
-    """Every tensor of a transplant: where it came from, where it went, and what became of it."""
+    """A row for each tensor of a transplant: its source, its target and what became of it."""
     table = Table(box=None)
     for name in ("source", "target", "became", "shape", "sha256"):
         table.add_column(name, overflow="fold")
@@ -79,17 +98,17 @@ def receipt_table(folder: Path) -> Table:
 
 
 def closing_lines(report: Report) -> Iterator[str]:
-    """The last lines of a run: steps, scores, model, pictures, where to look."""
+    """The last lines of a run: its steps, scores, pictures and model, and the address of MLflow."""
     for name, how, seconds in report.steps:
         yield f"{name:16} {how:10} {seconds:7.1f} s"
     if all(how == "unchanged" for _, how, _ in report.steps):
         yield "[bold]nothing changed, so nothing was computed again[/]"
     results = report.results
-    if surgery := results.get("transplant"):
+    if done := results.get("transplant"):
         yield (
-            f"transplant       {surgery.copied} tensors copied, {surgery.reshaped} reshaped, "
-            f"{surgery.initialised} initialised, {surgery.dropped} dropped; {surgery.proof}, "
-            f"greatest difference {surgery.max_difference:.1e} (at most {surgery.tolerance:.0e})"
+            f"transplant       {done.copied} tensors copied, {done.reshaped} reshaped, "
+            f"{done.initialised} initialised, {done.dropped} dropped; {done.proof}, "
+            f"greatest difference {done.max_difference:.1e} (at most {done.tolerance:.0e})"
         )
     if scores := results.get("evaluate"):
         yield (

@@ -1,23 +1,24 @@
-"""A flow as a job on a Ray cluster: checked here, packed, sent and followed to its exit code."""
+"""A flow as a job on a Ray cluster: checked here, sent with its folder and followed to its exit code."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import re
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import click
 import requests
-from ray.dashboard.modules.job.utils import redact_url_password
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -25,19 +26,33 @@ import fcn
 import pipeline
 from pipeline.config.recipe import Recipe, load_recipe, recipe_names
 from pipeline.errors import ClusterError, RecipeError
-from pipeline.ops.packing import pack
 
+log = logging.getLogger(__name__)
+
+RESULTS = ("/store", "/data", "/demo", "mlruns", "mlartifacts", "mlflow.db", "*.arrow")
+WEIGHTS = ("*.pt", "*.pth", "*.ckpt", "*.safetensors")
+ENVIRONMENTS = (".git", ".venv", "venv", "node_modules", "*.egg-info", "/build", "/dist")
+CACHES = ("__pycache__", "*.pyc", ".*_cache", ".hypothesis", ".coverage", ".DS_Store")
+SECRETS = (
+    *(".env", ".env.*", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
+    *(".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".htpasswd", ".git-credentials"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "auth_token", "*credentials*"),
+    *("secret", "secrets", "secret.*", "secrets.*", "kubeconfig", ".databrickscfg"),
+    *(".aws", ".azure", ".config", ".docker", ".gnupg", ".kube", ".mlflow", ".ray", ".ssh"),
+)
+EXCLUDES = (*RESULTS, *WEIGHTS, *ENVIRONMENTS, *CACHES, *SECRETS)
+"""What never goes along, as .gitignore writes it. No pattern ends in a slash: Ray would then look at
+each file of such a folder before it leaves it out."""
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 STOP_S = 300
-"""So long may a stopped job take for its checkpoint; Ray alone kills it after three seconds."""
+"""A stopped job may take so long for its checkpoint; by itself Ray kills it after three seconds."""
 POLL_S = 0.5
-CHATTY = (
-    "dashboard.modules.job.sdk",
-    "dashboard.modules.dashboard_sdk",
-    "_private.runtime_env.packaging",
-)
-"""They log each upload and each closed connection."""
 STOPPED, INTERRUPTED = 143, 130
+CHATTY = [
+    *("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"),
+    "ray._private.runtime_env.packaging",
+]
+"""Loggers that print each upload and each closed connection."""
 
 
 @dataclass(frozen=True)
@@ -58,29 +73,62 @@ def submit(recipe: str, overrides: Sequence[str], target: Target) -> Submitted:
 
     Raises:
         RecipeError: the recipe has mistakes, or names what the cluster cannot see.
-        ClusterError: no cluster there, no admission, the name is taken, or the package is too large.
+        ClusterError: no cluster there, no admission, the name is taken, or the folder is too large.
     """
     folder = target.folder.absolute()
-    require_seen_from_afar(load_recipe(recipe, overrides))
+    require_shared_paths(load_recipe(recipe, overrides))
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)} | values_of(target.env, os.environ)
-    with tempfile.TemporaryDirectory() as scratch, in_our_words():
-        package = Path(scratch) / "package.zip"
-        files = pack(folder, package)
-        entrypoint = command(place_in(folder, files, recipe), overrides)
-        runtime_env: dict[str, Any] = {"working_dir": str(package), "env_vars": variables}
-        if "pipeline/__init__.py" not in files:  # then this very code goes along
-            runtime_env["py_modules"] = [
-                str(Path(init).parent) for init in (fcn.__file__, pipeline.__file__)
-            ]
+    entrypoint = command(path_in(folder, recipe), overrides)
+    with in_our_words():
         client = connect(target.address)
         name = client.submit_job(
-            entrypoint=entrypoint, submission_id=target.name, runtime_env=runtime_env
+            entrypoint=entrypoint,
+            submission_id=target.name,
+            runtime_env={"env_vars": variables, **package(folder)},
         )
     return Submitted(client, name)
 
 
-def require_seen_from_afar(recipe: Recipe) -> None:
-    """A job's own folder is a copy that is thrown away: what stays must lie elsewhere.
+def package(folder: Path) -> dict[str, Any]:
+    """What goes along, as Ray's runtime environment; Ray leaves out what .gitignore names, too."""
+    excludes, ours = [*EXCLUDES, *map(pattern, links_in(folder))], {}
+    if not (folder / "pipeline" / "__init__.py").is_file():  # then this very code goes along
+        packages = [Path(module.__path__[0]) for module in (fcn, pipeline)]
+        ours["py_modules"] = list(map(str, packages))
+        # Ray applies the excludes to these as well, and `pipeline` has a folder `data` of its own
+        excludes.remove("/data")
+        there = [path.relative_to(folder) for path in (folder / "data").glob("*")]
+        excludes += [pattern(path) for path in there if not (packages[1] / path).exists()]
+    return {"working_dir": str(folder), "excludes": excludes, **ours}
+
+
+def links_in(folder: Path) -> list[PurePath]:
+    """The symbolic links below a folder. Ray would send what they point at, wherever that lies."""
+    links: list[PurePath] = []
+    for top, folders, files in os.walk(folder):
+        inside = Path(top).relative_to(folder)
+        folders[:] = [name for name in folders if not is_excluded(inside / name)]
+        there = [inside / name for name in (*folders, *files) if not is_excluded(inside / name)]
+        links += [path for path in there if (folder / path).is_symlink()]
+    if links:
+        log.warning("symbolic links stay here: %s", ", ".join(sorted(map(str, links))))
+    return links
+
+
+def is_excluded(path: PurePath) -> bool:
+    """Whether EXCLUDES names a file or folder, by its path below the working directory."""
+    names = [name for name in EXCLUDES if not name.startswith("/")]
+    in_any_folder = any(fnmatch(part, name) for part in path.parts for name in names)
+    return in_any_folder or f"/{path.parts[0]}" in EXCLUDES
+
+
+def pattern(path: PurePath) -> str:
+    """A line of .gitignore that names this path and no other."""
+    return "/" + re.sub(r"([\\*?\[\]!# ])", r"\\\1", path.as_posix())
+
+
+def require_shared_paths(recipe: Recipe) -> None:
+    """Refuse paths in the job's own folder, a copy that is thrown away: what stays must lie elsewhere.
 
     Raises:
         RecipeError: a relative path, or an address that leads away from the cluster.
@@ -104,7 +152,7 @@ def require_seen_from_afar(recipe: Recipe) -> None:
     if recipe.cluster.address is not None:
         mistakes.append(
             f"  cluster.address={recipe.cluster.address}: a job works on the cluster that it is "
-            "submitted to; --set cluster.address=null, and say where with --address"
+            "submitted to; use --set cluster.address=null, and name the cluster with --address"
         )
     if mistakes:
         raise RecipeError("\n".join([f"{recipe.name} cannot be submitted:", *mistakes]))
@@ -122,11 +170,11 @@ def values_of(names: Sequence[str], environment: Mapping[str, str]) -> dict[str,
     return {name: environment[name] for name in names}
 
 
-def place_in(folder: Path, files: Mapping[str, int], recipe: str) -> str:
-    """How the job finds the recipe: by its name, or by its path inside the package.
+def path_in(folder: Path, recipe: str) -> str:
+    """How the job finds the recipe: by its name, or by its path inside the folder.
 
     Raises:
-        RecipeError: the package does not hold it.
+        RecipeError: the job would not have it.
     """
     if recipe in recipe_names():
         return recipe
@@ -136,13 +184,13 @@ def place_in(folder: Path, files: Mapping[str, int], recipe: str) -> str:
             f"{recipe} is not in {folder}, so the job would not have it; copy it there, or name its "
             "folder with --working-dir"
         )
-    inside = path.relative_to(folder.resolve()).as_posix()
-    if inside not in files:
+    inside = path.relative_to(folder.resolve())
+    if is_excluded(inside):
         raise RecipeError(
-            f"{recipe} stays here, so the job would not have it: .gitignore, .rayignore or "
-            "pipeline/ops/packing.py excludes it; rename it"
+            f"{recipe} is never sent, because secrets, data and results have such names, so the job "
+            "would not have it; rename or move it"
         )
-    return inside
+    return inside.as_posix()
 
 
 def command(recipe: str, overrides: Sequence[str]) -> str:
@@ -152,20 +200,21 @@ def command(recipe: str, overrides: Sequence[str]) -> str:
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """The cluster's job server."""
+    """The client of the cluster's job server."""
     if address is not None:  # Ray's client prefers this variable and RAY_ADDRESS to its argument
         os.environ[API_SERVER] = address if "://" in address else f"http://{address}"
-    for module in CHATTY:
-        logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     return JobSubmissionClient()
 
 
 class Submitted:
-    """A job on its way."""
+    """A job that was sent."""
 
     def __init__(self, client: JobSubmissionClient, name: str) -> None:
         self.client, self.name = client, name
-        self.address = redact_url_password(client.get_address())
+        url = urlsplit(client.get_address())  # without the password that it may hold
+        self.address = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 
     def how_to(self) -> str:
         """The commands that follow and stop it."""
@@ -206,12 +255,12 @@ def exit_code(info: Any) -> int:  # noqa: ANN401 - Ray's JobDetails
     if info.driver_exit_code is None:
         raise ClusterError(f"{info.submission_id} did not run: {info.message}")
     code: int = info.driver_exit_code
-    return code if code >= 0 else 128 - code  # by a signal, as a shell says it
+    return code if code >= 0 else 128 - code  # ended by a signal: the code that a shell gives
 
 
 @contextmanager
 def in_our_words(besides: str = "") -> Iterator[None]:
-    """What Ray's client raises, as an error with a remedy."""
+    """Turn what Ray's client raises into an error with a remedy."""
     try:
         yield
     except AuthenticationError as error:
@@ -225,8 +274,17 @@ def in_our_words(besides: str = "") -> Iterator[None]:
             f"dashboard cluster.yaml`)? --address names another. {besides}"
         ) from error
     except RuntimeError as error:
-        said = str(error).rstrip(". \n").rsplit("\n", 1)[-1]  # the end of the server's traceback
-        raise ClusterError(f"{said}. {besides}") from error
+        reason = str(error).rstrip(". \n").rsplit("\n", 1)[-1]  # the last line of its traceback
+        if limit := re.search(
+            r"maximum (?:request body )?size(?: of)? ([\d.]+)(MiB)?", reason, re.I
+        ):
+            size_mib = float(limit[1].rstrip(".")) / (1 if limit[2] else 2**20)
+            besides = (
+                f"The working directory makes a larger package than the {size_mib:,.0f} MiB that this "
+                "cluster takes: name its large files and folders in .rayignore, or choose another "
+                "--working-dir"
+            )
+        raise ClusterError(f"{reason}. {besides}") from error
 
 
 def first_line(error: Exception) -> str:

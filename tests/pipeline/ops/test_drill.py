@@ -112,7 +112,6 @@ def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkey
         "finetune.optimizer.kind=sgd",
         "finetune.optimizer.lr=1.0e-5",  # so gentle that rounding is not magnified
         "cluster.num_workers=[1, 2]",
-        "cluster.resize_every_s=4",
     )
     recipe = load_recipe("demo", [*values, f"store={tmp_path}/store"])
     phases = [step for step in plan(recipe, Store(recipe.store)) if step.stage == "finetune"]

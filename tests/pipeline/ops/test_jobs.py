@@ -1,6 +1,7 @@
 """Flows as jobs on a real Ray head with token authentication; the documentation's transcript is true."""
 
 import json
+import os
 import re
 import shlex
 from typing import Any
@@ -23,6 +24,7 @@ def cluster(tmp_path_factory):
             path = ray.work / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(LEFT_HERE)
+        (ray.work / "readme.txt").symlink_to(".env")
         ray.user |= {"FCN_LEFT_HERE": LEFT_HERE, "FCN_HANDED_ON": HANDED_ON}
         yield ray
 
@@ -83,6 +85,18 @@ def test_a_variable_is_handed_on_by_name_and_not_printed(cluster) -> None:
     code, output = cluster.run(command)
     assert code == 1
     assert "already exists" in output
+
+
+def test_a_folder_that_is_too_large_is_refused_with_limit_and_remedy(cluster, tmp_path) -> None:
+    (tmp_path / "scan.tif").write_bytes(os.urandom((100 << 20) + 1))
+    command = "fcn-pipeline submit demo --set store=/shared/store --working-dir"
+    code, output = cluster.run(f"{command} {tmp_path}")
+    assert code == 1, output
+    assert "ClusterError" in output
+    assert "100 MiB" in output, output
+    assert ".rayignore" in output
+    assert "100 MiB" in (ROOT / "docs" / "cluster.md").read_text()
+    assert "Uploading" not in output
 
 
 def test_without_the_token_nothing_is_accepted_and_with_it_plain_ray_works_too(cluster) -> None:

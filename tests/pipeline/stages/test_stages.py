@@ -14,9 +14,7 @@ from fcn.backbones import BACKBONES
 from fcn.labels import VOID
 from fcn.nets import FCN, Blueprint
 from fcn.weights import NET, save_net
-from pipeline.cluster import require_room
-from pipeline.config.schema import ClusterSpec
-from pipeline.errors import ClusterError, TrainingError, WeightsError
+from pipeline.errors import TrainingError, WeightsError
 from pipeline.stages import transplant
 from pipeline.storage.store import RECEIPT, Store, fingerprint
 from pipeline.tracking import plots
@@ -154,17 +152,6 @@ def test_a_result_is_published_whole_or_not_at_all(tmp_path) -> None:
         pass
     assert store.published("nets", "a") == {"first": 1}
     assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 3})
-
-
-def test_workers_that_cannot_fit_are_refused_with_the_arithmetic() -> None:
-    with pytest.raises(ClusterError, match=r"3 workers need 6 CPUs, the cluster has 2"):
-        require_room(ClusterSpec(num_workers=3, cpus_per_worker=2), {"CPU": 2})
-    with pytest.raises(ClusterError, match="2 workers need 2 GPUs, the cluster has 0"):
-        require_room(ClusterSpec(use_gpu=True), {"CPU": 8})
-    require_room(ClusterSpec(), {"CPU": 2})
-    require_room(ClusterSpec(num_workers=(2, 16)), {"CPU": 2})  # an elastic run starts with few
-    with pytest.raises(ClusterError, match="2 workers need 2 CPUs, the cluster has 1"):
-        require_room(ClusterSpec(num_workers=(2, 16)), {"CPU": 1})
 
 
 def test_scores_over_some_of_the_images_are_void() -> None:

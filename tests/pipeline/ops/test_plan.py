@@ -1,0 +1,71 @@
+"""A plan says what each step needs and whether it fits, and starts no Ray."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import cluster
+from pipeline.errors import ClusterError
+from pipeline.ops import plan
+from tests.conftest import tiny
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """No Ray is within reach unless a test says so, and nothing is remembered from another test."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    plan._fit.cache_clear()
+    yield
+    plan._fit.cache_clear()
+
+
+def needs(folder: Path, *overrides: str) -> str:
+    rows = plan.plan_rows(tiny(f"store={folder}/store", *overrides))
+    return next(row[-1] for row in rows if row[0] == "finetune-8s")
+
+
+def test_a_plan_counts_the_workers_that_this_machine_holds_and_starts_no_ray(tmp_path) -> None:
+    import ray
+
+    cpus = os.cpu_count()
+    text = needs(tmp_path, "cluster.num_workers=1")
+    assert "1 workers x 1 CPU" in text
+    assert f"this machine holds {cpus} at a time" in text
+    assert "refused" not in text
+    assert f"holds {cpus} at a time: the run would be refused" in needs(
+        tmp_path, f"cluster.num_workers={cpus + 1}"
+    )
+    assert "the run would wait" in needs(
+        tmp_path, f"cluster.num_workers={cpus + 1}", "cluster.autoscaling=true"
+    )
+    assert "holds" not in needs(tmp_path, "cluster.use_gpu=true")
+    assert not ray.is_initialized()
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_plan_counts_on_the_cluster_that_is_there_and_says_if_there_is_none(
+    tmp_path, monkeypatch
+) -> None:
+    nodes = [{"CPU": 1.0}, {"CPU": 1.0}]
+    monkeypatch.setattr(cluster, "reachable_nodes", lambda spec: nodes)
+    text = needs(tmp_path, "cluster.cpus_per_worker=2")
+    assert "the cluster holds 0 at a time: the run would be refused" in text
+
+    def away(spec):
+        raise ClusterError("no Ray at 10.0.0.1:6379")
+
+    monkeypatch.setattr(cluster, "reachable_nodes", away)
+    assert "no Ray at 10.0.0.1:6379" in needs(tmp_path)
+
+
+def test_only_a_ray_that_is_there_already_is_joined(monkeypatch) -> None:
+    spec = tiny().cluster
+    assert cluster.reachable_nodes(spec) is None
+    assert cluster.reachable_nodes(spec.model_copy(update={"address": "local"})) is None
+
+
+def test_a_checkpoint_s_bytes_grow_with_the_moments_of_the_optimiser() -> None:
+    sgd, adamw = (tiny(f"finetune.optimizer.kind={kind}") for kind in ("sgd", "adamw"))
+    three, four = (plan.state_bytes(recipe, recipe.phases[0]) for recipe in (sgd, adamw))
+    assert three * 4 == four * 3 > 0
