@@ -34,7 +34,7 @@ RECIPE = (
 MARK = "FCN_MEMORY_RUN"
 KINDS = {
     "ray::RayTrainWorker": "workers",
-    "ray::Telemetry": "telemetry",
+    "ray::MetricsActor": "metrics actor",
     "ray::TrainController": "controller",
     "python": "driver",
 }

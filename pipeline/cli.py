@@ -26,6 +26,9 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         """Run a verb."""
+        from pipeline.logs import configure_environment
+
+        configure_environment()
         try:
             return super().invoke(ctx)
         except PipelineError as error:

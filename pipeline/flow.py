@@ -29,8 +29,7 @@ if (
     TYPE_CHECKING
 ):  # at run time a stage is imported when it runs: `plan` needs no torch, ray or mlflow
     from pipeline.storage.locks import Lock
-    from pipeline.tracking.flow_logger import FlowLogger
-    from pipeline.tracking.run_logger import RunLogger
+    from pipeline.tracking.run_logger import FlowLogger, RunLogger
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +133,7 @@ class Flow:
 
     def _run_logged(self, wanted: list[Step], *, complete: bool) -> None:
         from pipeline import cluster
-        from pipeline.tracking.flow_logger import FlowLogger
+        from pipeline.tracking.run_logger import FlowLogger
 
         if not complete:
             cluster.connect(self.recipe.cluster)

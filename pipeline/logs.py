@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +13,18 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 CONSOLE = Console(stderr=True)
+ENVIRONMENT = {
+    # Whoever logs to MLflow tries again later, so a single call need not try for long: one more attempt
+    # is for a connection that the server had closed.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
+    "MLFLOW_UV_AUTO_DETECT": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is raised, and logged once by us
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+"""Of MLflow and what it imports; values that the user has set stay."""
 
 
 def configure_logging(level: int = logging.INFO) -> None:
@@ -20,6 +34,17 @@ def configure_logging(level: int = logging.INFO) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in ("fcn", "pipeline", "tuning"):
         logging.getLogger(package).setLevel(level)
+
+
+def configure_environment() -> None:
+    """Settings of MLflow that it reads from the environment.
+
+    Some of them count only if they are set before MLflow is imported: the command lines begin with this.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    warnings.filterwarnings("ignore", module="mlflow")
 
 
 @contextmanager

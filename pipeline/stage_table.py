@@ -75,9 +75,9 @@ def _transplant_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
 
     weights = require_section(recipe).weights
     if weights.startswith("models:/"):
-        from pipeline.tracking.client import TrackingClient
+        from pipeline.tracking.registry import open_registry
 
-        state = TrackingClient(recipe.tracking, store.cache).resolve(weights)
+        state = open_registry(recipe.tracking, store.cache).resolve(weights)
     else:
         state = source_state(recipe, store)
     return [_net_reads(recipe), recipe.plain()["transplant"], phase.stride, state]

@@ -39,13 +39,13 @@ class SearchLogger(RunLogger):
     def metrics(self, number: int, rows: list[Row]) -> None:
         """Of a trial, by its steps; what comes after its end was told with it."""
         if run := self._trials.get(number):
-            self.rows(run, rows)
+            self.log_rows(run, rows)
 
     def end(self, trial: Trial, rows: list[Row]) -> None:
         """A trial is over; all its metrics once more, in case some were lost on their way."""
         assert trial.status != "running"
         run = self._trials.pop(trial.number)
-        self.rows(run, rows)
+        self.log_rows(run, rows)
         reason = f": {trial.reason}" if trial.reason else ""
         words = {"fcn.ended": f"{trial.status}{reason}"[:4000]}
         self.tag(run, words | {"mlflow.note.content": f"{trial.status}{reason}"[:4000]})
@@ -60,12 +60,12 @@ class SearchLogger(RunLogger):
         best = search.best()
         if best is not None and best.mean_iu is not None:
             values = {"search/best_mean_iu": best.mean_iu, "search/best_trial": float(best.number)}
-            self.rows(self.run, [(len(search.ended), values)])
+            self.log_rows(self.run, [(len(search.ended), values)])
 
     def outcome(self, search: Search, report: Path, metrics: dict[str, float]) -> None:
         """The page, its pictures, and which trial was the best."""
         best = search.best()
-        self.rows(self.run, [(len(search.ended), metrics)] if metrics else [])
+        self.log_rows(self.run, [(len(search.ended), metrics)] if metrics else [])
         self.do(lambda t: t.log_folder(self.run.id, report, "report"))
         counts = ", ".join(
             f"{search.count(status)} {status}" for status in STATUS if search.count(status)

@@ -102,8 +102,8 @@ class Winner:
         The trial was chosen by the images that score it, so its score is a little better than it is.
         """
         model = self.recipe.register_as.model or self.recipe.name
-        with told.registering() as (tracker, search_run):
-            run = told.run_of(tracker, self.trial.number) or search_run
-            version = register.enter(tracker, run, model, net, scores)
-            tracker.name_challenger(model, version)
+        with told.registering() as (registry, search_run):
+            run = told.run_of(registry.tracking, self.trial.number) or search_run
+            version = register.enter(registry, run, model, net, scores)
+            registry.name_challenger(model, version)
         return f"models:/{model}/{version} is @challenger"

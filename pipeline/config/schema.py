@@ -329,9 +329,6 @@ class TrackingSpec(Spec):
     uri: str | None = None
     """A server's address; the store's own sqlite database if not given."""
     experiment: str = "fcn"
-    max_wait_s: NonNegative = 30.0
-    """The longest that a flow waits for MLflow: once at the start, before registering and at the end;
-    in between it never waits."""
 
     @field_validator("uri")
     @classmethod

@@ -51,9 +51,9 @@ def predict_files(
 
 def _net_folder(model: str, store: Store, tracking_uri: str | None) -> Path:
     if model.startswith("models:/"):
-        from pipeline.tracking.client import TrackingClient  # noqa: PLC0415 - MLflow takes seconds to import
+        from pipeline.tracking.registry import open_registry  # noqa: PLC0415 - MLflow takes seconds to import
 
-        return TrackingClient(TrackingSpec(uri=tracking_uri), store.cache).download_net(model)
+        return open_registry(TrackingSpec(uri=tracking_uri), store.cache).download_net(model)
     if model.startswith("run:"):
         return run_net(store, model.removeprefix("run:"))
     if not Path(model).is_dir():

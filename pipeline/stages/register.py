@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from fcn.weights import read_about
 from pipeline.results import Evaluation, Registered
-from pipeline.stages.gate import Decision, decide
-from pipeline.tracking.client import TrackingClient
+from pipeline.tracking.registry import ModelRegistry
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the alias `champion` moves, and why."""
+
+    promote: bool
+    reason: str
 
 
 def run(
-    tracker: TrackingClient, run_id: str, model: str, net: Path, scores: Evaluation
+    registry: ModelRegistry, run_id: str, model: str, net: Path, scores: Evaluation
 ) -> Registered:
-    """Make a version, decide, act."""
-    version = enter(tracker, run_id, model, net, scores)
-    decision = _gate(tracker, model, scores)
+    """Make a version, decide whether it is the champion, and move the alias if it is."""
+    version = enter(registry, run_id, model, net, scores)
+    champion = registry.champion(model)
+    score = champion[1].get("mean_iu") if champion else None
+    decision = decide(float(score) if score else None, scores.mean_iu)
     if decision.promote:
-        tracker.move_alias(model, version, decision.reason)
+        registry.move_alias(model, version, decision.reason)
     return Registered(
         model=model, version=version, champion=decision.promote, reason=decision.reason
     )
 
 
-def enter(tracker: TrackingClient, run_id: str, model: str, net: Path, scores: Evaluation) -> int:
+def enter(registry: ModelRegistry, run_id: str, model: str, net: Path, scores: Evaluation) -> int:
     """The version of these weights with these scores; a new one if there is none."""
     tags = {
         "mean_iu": repr(scores.mean_iu),
@@ -32,11 +43,21 @@ def enter(tracker: TrackingClient, run_id: str, model: str, net: Path, scores: E
         "num_images": str(scores.num_images),
         "weights_sha256": read_about(net)["sha256"],
     }
-    known = tracker.version_with(model, tags)
-    return tracker.register(run_id, model, net, tags) if known is None else known
+    known = registry.version_with(model, tags)
+    return registry.register(run_id, model, net, tags) if known is None else known
 
 
-def _gate(tracker: TrackingClient, model: str, scores: Evaluation) -> Decision:
-    holder = tracker.champion(model)
-    score = holder[1].get("mean_iu") if holder else None
-    return decide(float(score) if score else None, scores.mean_iu)
+def decide(champion_mean_iu: float | None, challenger_mean_iu: float) -> Decision:
+    """The challenger takes the alias if there is no champion or it scores at least as well.
+
+    A challenger without a score (NaN) never does. A champion without one cannot be compared and is
+    replaced, as a model that nobody measured should be.
+    """
+    new = f"challenger's mean IU {challenger_mean_iu:.4f}"
+    if math.isnan(challenger_mean_iu):
+        return Decision(False, "the challenger has no mean IU")
+    if champion_mean_iu is None:
+        return Decision(True, f"{new}; there was no champion with a score")
+    if challenger_mean_iu >= champion_mean_iu:
+        return Decision(True, f"{new} >= champion's {champion_mean_iu:.4f}")
+    return Decision(False, f"{new} < champion's {champion_mean_iu:.4f}")

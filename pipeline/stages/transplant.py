@@ -15,6 +15,7 @@ from fcn.weights import class_table, load_net, read_about, read_weights, save_ne
 from pipeline.config.recipe import Recipe
 from pipeline.data.sampler import seed_of
 from pipeline.errors import WeightsError
+from pipeline.logs import configure_environment
 from pipeline.results import RECEIPT, Transplanted
 from pipeline.storage.store import Store
 from pipeline.training.model import blueprint
@@ -83,9 +84,10 @@ def _transplant(net: FCN, recipe: Recipe, store: Store) -> Receipt:
 def _net_folder(weights: str, recipe: Recipe, store: Store) -> Path:
     if weights.startswith("run:"):
         return run_net(store, weights[4:])
-    from pipeline.tracking.client import TrackingClient  # noqa: PLC0415 - MLflow takes seconds to import
+    configure_environment()
+    from pipeline.tracking.registry import open_registry  # noqa: PLC0415 - MLflow takes seconds to import
 
-    return TrackingClient(recipe.tracking, store.cache).download_net(weights)
+    return open_registry(recipe.tracking, store.cache).download_net(weights)
 
 
 def _download(enum: str) -> dict[str, Tensor]:

@@ -1,36 +1,23 @@
-"""MLflow: runs, metrics, artifacts, the registry. The only module that speaks to it.
+"""Runs, metrics and artifacts in MLflow, and what it means when MLflow does not answer.
 
-One writer, the driver, through a client and explicit run ids. A flow is one parent run, each phase of
-the fine-tuning a child; both are found again by their fingerprint, so that the same command typed
-twice goes on in the same runs.
+There is one writer, the driver, which names each run by its id. A flow is one parent run, each phase
+of the fine-tuning a child. Both are found again by their fingerprint, so that the same command typed
+twice continues the same runs.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 import ssl
-import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# The recorder tries again for as long as it takes, so a single call need not: one more attempt is for
-# a connection that the server had closed.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-# What goes wrong is raised, and told once.
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
-
 import mlflow
-import mlflow.pyfunc
 import requests
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -41,19 +28,25 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-import fcn
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import OutageError, TrackingError
-from pipeline.tracking import owner, packages
+from pipeline.logs import configure_environment
+from pipeline.tracking import owner
 
 log = logging.getLogger(__name__)
 
-PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")  # MLflow runs it
-CHAMPION, CHALLENGER = "champion", "challenger"
 FINGERPRINT, ENDED_BY = "fcn.fingerprint", "fcn.ended_by"
-PARENT = "mlflow.parentRunId"
-SERVED_WITH = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
-PARAMS_A_CALL, METRICS_A_CALL = 100, 1000
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000
+AWAY = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.RetryError,
+    requests.exceptions.ChunkedEncodingError,
+)
+AWAY_CODES = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
+LASTING = ("readonly database", "unable to open", "no such table", "denied")
+"""Parts of a database's messages about faults that do not pass by themselves."""
 
 Row = tuple[int, dict[str, float]]
 
@@ -63,27 +56,18 @@ def address(spec: TrackingSpec, store: Path) -> str:
     return spec.uri or f"sqlite:///{store / 'mlflow.db'}"
 
 
-AWAY = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.RetryError,
-    requests.exceptions.ChunkedEncodingError,
-)
-AWAY_CODES = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
-NOT_AWAY = ("readonly database", "unable to open", "no such table", "denied")
-"""What a database says that will not mend itself."""
-
-
 class TrackingClient:
     """An experiment in an MLflow store: the store folder's own database, or a server."""
 
     def __init__(self, spec: TrackingSpec, store: Path) -> None:
-        warnings.filterwarnings("ignore", module="mlflow")
+        configure_environment()
         self.uri = address(spec, store)
         with speaking(self.uri):
             self._connect(spec, store)
         self._last: dict[str, dict[str, int]] = {}
-        """Last step of each metric of each run that was opened."""
+        """The last step of each metric of each run that was opened."""
+        self._sent_ms: dict[tuple[str, str, int], int] = {}
+        """By run, metric and step: when it was first sent, as long as MLflow has not confirmed it."""
 
     def _connect(self, spec: TrackingSpec, store: Path) -> None:
         store.mkdir(parents=True, exist_ok=True)
@@ -110,11 +94,10 @@ class TrackingClient:
         run_id = self.find_run(fingerprint, parent)
         if run_id:
             self._reopen(run_id)
-        else:
-            tags = {FINGERPRINT: fingerprint, **owner.tags()} | ({PARENT: parent} if parent else {})
-            run = self.client.create_run(self.experiment, run_name=name, tags=tags)
-            run_id = str(run.info.run_id)
-        return run_id
+            return run_id
+        tags = {FINGERPRINT: fingerprint, **owner.tags()} | ({PARENT: parent} if parent else {})
+        run = self.client.create_run(self.experiment, run_name=name, tags=tags)
+        return str(run.info.run_id)
 
     def open_phase(self, name: str, fingerprint: str, parent: str) -> str:
         """The child run of a phase that was trained before, whoever its parent is."""
@@ -125,9 +108,9 @@ class TrackingClient:
         return run_id
 
     def _reopen(self, run_id: str) -> None:
-        """RUNNING, and ours."""
+        """Set a run RUNNING, owned by this process."""
         tags = [RunTag(key, value) for key, value in owner.tags().items()]
-        self.client.log_batch(run_id, tags=tags)  # first, as a RUNNING run must have a live owner
+        self.client.log_batch(run_id, tags=tags)  # first: a RUNNING run has a live owner
         self.client.update_run(run_id, status="RUNNING")
         data = self.client.get_run(run_id).data
         if ENDED_BY in data.tags:
@@ -136,15 +119,15 @@ class TrackingClient:
 
     def find_run(self, fingerprint: str, parent: str | None = None) -> str | None:
         """Id of the newest run with this fingerprint and parent."""
-        runs = self._search(f"tags.`{FINGERPRINT}` = '{fingerprint}'")
-        found = (run for run in runs if run.data.tags.get(PARENT) == parent)
-        return next((str(run.info.run_id) for run in found), None)
+        return self._newest(fingerprint, lambda tags: tags.get(PARENT) == parent)
 
     def find_phase(self, fingerprint: str) -> str | None:
-        """Id of the newest child run with this fingerprint."""
+        """Id of the newest child run with this fingerprint, whoever its parent is."""
+        return self._newest(fingerprint, lambda tags: PARENT in tags)
+
+    def _newest(self, fingerprint: str, fits: Callable[[Mapping[str, str]], bool]) -> str | None:
         runs = self._search(f"tags.`{FINGERPRINT}` = '{fingerprint}'")
-        found = (run for run in runs if PARENT in run.data.tags)
-        return next((str(run.info.run_id) for run in found), None)
+        return next((str(run.info.run_id) for run in runs if fits(run.data.tags)), None)
 
     def _search(self, where: str) -> list[Run]:
         """Runs of the experiment, newest first."""
@@ -165,50 +148,49 @@ class TrackingClient:
                 self.client.set_terminated(run.info.run_id, "KILLED")
                 log.info("run %s was left RUNNING (%s); set to KILLED", run.info.run_name, why)
 
-    def keep_alive(self, run_id: str) -> None:
-        """Say that the run's owner still lives."""
-        for key, value in owner.heartbeat().items():
-            self.client.set_tag(run_id, key, value)
-
     def close_run(self, run_id: str, status: str) -> None:
-        """The run is over: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(run_id, status)
+        """The run is over: FINISHED, FAILED or KILLED. One that could not be opened has no id."""
+        if run_id:
+            self.client.set_terminated(run_id, status)
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        """The recipe's dotted keys; those already there stay."""
+        """The recipe's dotted keys; values that are there already stay."""
         known = self.client.get_run(run_id).data.params
         new = [Param(key, value) for key, value in params.items() if key not in known]
-        for start in range(0, len(new), PARAMS_A_CALL):
-            self.client.log_batch(run_id, params=new[start : start + PARAMS_A_CALL])
+        for start in range(0, len(new), PARAMS_PER_CALL):
+            self.client.log_batch(run_id, params=new[start : start + PARAMS_PER_CALL])
 
-    def log_rows(self, run_id: str, rows: Iterable[Row], time_ms: int) -> None:
-        """Metrics by step, first seen at that time; those told before are left out.
+    def log_rows(self, run_id: str, rows: Iterable[Row]) -> None:
+        """Metrics by step; those that were logged before are left out.
 
-        After an error the same call with the same time may be made again: what MLflow took though
-        its answer was lost is the same metric to it, and is stored once.
+        After an error the same rows may be given again. What MLflow took though its answer was lost is
+        sent with the time of before: then it is the same metric to MLflow, which stores it once.
         """
         last = self._last.setdefault(run_id, {})
-        reached, metrics = dict(last), []
+        now_ms, reached, metrics = int(time.time() * 1000), dict(last), []
         for step, values in rows:
             for key, value in values.items():
                 if step > reached.get(key, -1):
-                    metrics.append(Metric(key, float(value), time_ms, step))
+                    sent_ms = self._sent_ms.setdefault((run_id, key, step), now_ms)
+                    metrics.append(Metric(key, float(value), sent_ms, step))
                     reached[key] = step
-        for start in range(0, len(metrics), METRICS_A_CALL):
-            batch = metrics[start : start + METRICS_A_CALL]
+        for start in range(0, len(metrics), METRICS_PER_CALL):
+            batch = metrics[start : start + METRICS_PER_CALL]
             self.client.log_batch(run_id, metrics=batch)
-            last |= {metric.key: metric.step for metric in batch}
+            for metric in batch:
+                last[metric.key] = metric.step
+                del self._sent_ms[run_id, metric.key, metric.step]
 
     def log_folder(self, run_id: str, folder: Path, at: str) -> None:
-        """All files of a folder as artifacts."""
+        """All files of a folder as artifacts below `at`."""
         self.client.log_artifacts(run_id, str(folder), at)
 
     def log_file(self, run_id: str, path: Path, at: str) -> None:
-        """A file as an artifact in a folder."""
+        """A file as an artifact below `at`."""
         self.client.log_artifact(run_id, str(path), at)
 
     def log_text(self, run_id: str, text: str, at: str) -> None:
-        """A text as an artifact."""
+        """A text as the artifact `at`."""
         self.client.log_text(run_id, text, at)
 
     def log_dataset(self, run_id: str, name: str, uri: str, digest: str) -> None:
@@ -221,12 +203,12 @@ class TrackingClient:
         self.client.log_inputs(run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), tags)])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Words about a run, by name."""
+        """Set tags of a run."""
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def set_note(self, run_id: str, text: str) -> None:
         """The description on the run's page."""
-        self.client.set_tag(run_id, "mlflow.note.content", text)
+        self.client.set_tag(run_id, NOTE, text)
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """A metric by step."""
@@ -236,98 +218,11 @@ class TrackingClient:
         """All metrics of a run by step."""
         return {key: self.history(run_id, key) for key in self.client.get_run(run_id).data.metrics}
 
-    @staticmethod
-    @contextmanager
-    def scratch() -> Iterator[Path]:
-        """A folder for what is only made to be logged."""
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
 
-    def register(self, run_id: str, name: str, net_folder: Path, tags: Mapping[str, str]) -> int:
-        """A new version of a model that stands alone: weights, description and the code to run them."""
-        with tempfile.TemporaryDirectory() as scratch:
-            code, net = Path(scratch) / "fcn", Path(scratch) / "net"
-            no_cache = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(Path(fcn.__file__).parent, code, ignore=no_cache)
-            shutil.copytree(net_folder, net)  # MLflow keeps the folder's name: `download_net`
-            mlflow.start_run(run_id=run_id)
-            try:
-                # Recorded, not shown: advice on schemas, of which none says "an image of any size".
-                with warnings.catch_warnings(record=True):
-                    info = mlflow.pyfunc.log_model(
-                        name=name,
-                        python_model=str(PYFUNC_MODEL),
-                        artifacts={"net": str(net)},
-                        code_paths=[str(code)],
-                        pip_requirements=packages.pins(SERVED_WITH),
-                    )
-            finally:
-                mlflow.end_run()
-        self._create_model(name)
-        version = self.client.create_model_version(
-            name, info.model_uri, run_id, tags=dict(tags), model_id=info.model_id
-        )
-        return int(version.version)
-
-    def _create_model(self, name: str) -> None:
-        try:
-            self.client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-
-    def version_with(self, name: str, tags: Mapping[str, str]) -> int | None:
-        """The newest version of a model that has all these tags."""
-        versions = self.client.search_model_versions(f"name = '{name}'")
-        fitting = [int(v.version) for v in versions if tags.items() <= v.tags.items()]
-        return max(fitting, default=None)
-
-    def champion(self, name: str) -> tuple[int, dict[str, str]] | None:
-        """Version and tags of the alias's holder, None if there is none."""
-        try:
-            version = self.client.get_model_version_by_alias(name, CHAMPION)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-        return int(version.version), dict(version.tags)
-
-    def move_alias(self, name: str, version: int, evidence: str) -> None:
-        """Make a version the champion."""
-        self.client.set_model_version_tag(name, str(version), "gate", evidence)
-        self.client.set_registered_model_alias(name, CHAMPION, str(version))
-
-    def name_challenger(self, name: str, version: int) -> None:
-        """Point the challenger's alias to a version; it is not the champion for that."""
-        self.client.set_registered_model_alias(name, CHALLENGER, str(version))
-
-    def resolve(self, model_uri: str) -> str:
-        """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means now, with its weights.
-
-        Raises:
-            TrackingError: no such model.
-        """
-        name, at, alias = model_uri.removeprefix("models:/").partition("@")
-        try:
-            if at:
-                version = self.client.get_model_version_by_alias(name, alias)
-            else:
-                name, _, number = name.partition("/")
-                version = self.client.get_model_version(name, number)
-        except MlflowException as error:
-            raise TrackingError(f"{model_uri} is not in {self.uri}: {error.message}") from error
-        return f"models:/{version.name}/{version.version} {version.tags.get('weights_sha256', '')}"
-
-    def download_net(self, model_uri: str) -> Path:
-        """The net's folder of a registered model; none of the model's code is run.
-
-        Raises:
-            TrackingError: no such model.
-        """
-        try:
-            return Path(mlflow.artifacts.download_artifacts(f"{model_uri}/artifacts/net"))
-        except (MlflowException, OSError) as error:
-            raise TrackingError(f"{model_uri} cannot be had from {self.uri}: {error}") from error
+def installed() -> str:
+    """All installed packages, as lines NAME==VERSION."""
+    found = {f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions()}
+    return "\n".join(sorted(found, key=str.lower)) + "\n"
 
 
 def greet(spec: TrackingSpec) -> None:
@@ -337,15 +232,16 @@ def greet(spec: TrackingSpec) -> None:
         TrackingError: it does not answer, or does not take this user.
     """
     with speaking(str(spec.uri)):
+        configure_environment()
         MlflowClient(spec.uri).get_experiment_by_name(spec.experiment)
 
 
 @contextmanager
 def speaking(uri: str) -> Iterator[None]:
-    """Tell what goes wrong with MLflow in our words.
+    """Turn errors of MLflow into ours.
 
     Raises:
-        OutageError: it is away for now.
+        OutageError: MLflow does not answer; it may answer later.
         TrackingError: it refused, or cannot be used like this.
     """
     try:
@@ -381,10 +277,10 @@ def _says_outage(error: BaseException) -> bool | None:
     if isinstance(error, ssl.SSLCertVerificationError):
         return False
     if isinstance(error, OperationalError):
-        return not any(words in str(error) for words in NOT_AWAY)
+        return not any(words in str(error) for words in LASTING)
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return bool(error.response.status_code in (408, 429) or error.response.status_code >= 500)
-    # Without an answer from a server, INTERNAL_ERROR is but the default of MLflow's exceptions.
+    # Without an answer from a server, INTERNAL_ERROR is only the default of MLflow's exceptions.
     codes = (*AWAY_CODES, "INTERNAL_ERROR") if isinstance(error, RestException) else AWAY_CODES
     return isinstance(error, AWAY) or getattr(error, "error_code", None) in codes or None
 

@@ -51,7 +51,7 @@ class Segmenter(PythonModel):
     def _label(self, image: NDArray[np.uint8] | bytes) -> Label:
         if isinstance(image, bytes):
             with Image.open(io.BytesIO(image)) as encoded:
-                image = np.asarray(encoded.convert("RGB"))
+                image = np.array(encoded.convert("RGB"))  # a copy: torch warns of read-only ones
         return predict(self.net, np.asarray(image))
 
     def _png(self, label: Label) -> str:

@@ -1,4 +1,4 @@
-"""How fast workers are and what they wait for: for Ray's metrics (Prometheus) and for the log."""
+"""How fast workers are and what they wait for, for Ray's metrics (Prometheus) and for the log."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pipeline.training.state import Row
 from pipeline.training.trainer import StepTiming
 
 LOADER_BOUND = 0.2
-"""From this part of the time on, more loaders help more than a faster device."""
+"""If waiting takes more than this part of the time, more loaders help more than a faster device."""
 TAGS = ("run", "phase", "rank")
 
 
 class WorkerGauges:
     """One worker's speed; Ray exports it from the worker's node as `ray_fcn_...`."""
 
-    def __init__(self, run: str, phase: str, team: DistContext) -> None:
-        self.device = team.device
-        self._tags = {"run": run, "phase": phase, "rank": str(team.rank)}
+    def __init__(self, run: str, phase: str, context: DistContext) -> None:
+        self.device = context.device
+        self._tags = {"run": run, "phase": phase, "rank": str(context.rank)}
         self._images = Counter("fcn_images", "Trained on by this worker.", TAGS)
         self._speed = Gauge("fcn_images_per_s", "Of this worker; the sum is the run's.", TAGS)
         self._step = Gauge("fcn_step_seconds", "The last step, the wait for it included.", TAGS)
         self._wait = Gauge("fcn_loader_wait_fraction", "Part of the step.", TAGS)
         self._memory = Gauge("fcn_gpu_memory_bytes", "The most that tensors took so far.", TAGS)
 
-    def show(self, pace: StepTiming) -> None:
+    def show(self, timing: StepTiming) -> None:
         """The step that was just done."""
-        if pace.images:  # a filler has none
-            self._images.inc(pace.images, self._tags)
-        self._speed.set(pace.images / pace.whole_s, self._tags)
-        self._step.set(pace.whole_s, self._tags)
-        self._wait.set(pace.wait_frac, self._tags)
+        if timing.images:  # a worker may have had none of the step's
+            self._images.inc(timing.images, self._tags)
+        self._speed.set(timing.images / timing.whole_s, self._tags)
+        self._step.set(timing.whole_s, self._tags)
+        self._wait.set(timing.wait_frac, self._tags)
         if self.device.type == "cuda":
             self._memory.set(torch.cuda.max_memory_allocated(self.device), self._tags)
 

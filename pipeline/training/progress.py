@@ -1,4 +1,8 @@
-"""Metrics on their way from the worker of rank 0 to the screen and to whoever records them."""
+"""Metrics on their way from the worker of rank 0 to the screen and to MLflow.
+
+Rank 0 pushes them into an actor and does not wait; a thread of the driver takes them from there. If
+MLflow hangs, it is this thread alone that waits.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.progress import Progress, TaskID
 
 from pipeline.errors import ClusterError
 from pipeline.logs import CONSOLE, progress_bar
@@ -27,10 +32,10 @@ SHOWN = {
 }
 POLL_S = 0.5
 LINE_EVERY_S = 30.0
-"""Where the output is not a terminal, a line of text takes the place of the moving bar."""
+"""Where the output is not a terminal, lines of text take the place of the moving bar."""
 NAMESPACE = "fcn-pipeline"
 NAME_FREE_S = 60.0
-"""So long may Ray take to notice that the driver that had a name before is dead."""
+"""Ray may take so long to notice that the driver that had a name before is dead."""
 
 
 class Worker(NamedTuple):
@@ -43,22 +48,22 @@ class Worker(NamedTuple):
 
 @ray.remote(num_cpus=0)
 class MetricsActor:
-    """Rows of metrics by step, in the order in which they came."""
+    """Rows of metrics by step, in the order in which they came; of a search's trials, by trial."""
 
     def __init__(self) -> None:
-        self._rows: list[Row] = []
-        self._said: list[str] = []
+        self._rows: dict[int, list[Row]] = {}
+        self._texts: list[str] = []
         self._workers: dict[int, Worker] = {}
         self._step, self._leave = 0, False
 
-    def push(self, rows: list[Row]) -> bool:
+    def push(self, rows: list[Row], trial: int = 0) -> bool:
         """From rank 0, not waited for; the answer is whether the workers are to leave."""
-        self._rows += rows
+        self._rows.setdefault(trial, []).extend(rows)
         self._step = max([self._step, *(step for step, _ in rows)])
         return self._leave
 
     def step(self) -> int:
-        """The newest training step that was told, 0 before the first."""
+        """The newest training step that was pushed, 0 before the first."""
         return self._step
 
     def here(self, worker: Worker, size: int) -> None:
@@ -67,36 +72,36 @@ class MetricsActor:
         self._workers = {rank: w for rank, w in self._workers.items() if rank < size}
 
     def workers(self) -> list[Worker]:
-        """To whoever looks: where they are, by rank."""
+        """Where the workers are, by rank."""
         return [self._workers[rank] for rank in sorted(self._workers)]
 
     def say(self, text: str) -> None:
-        """From a worker: what the user should read."""
-        self._said.append(text)
+        """From a worker: a warning for the user."""
+        self._texts.append(text)
 
-    def drain(self) -> tuple[list[Row], list[str]]:
-        """To the driver: what came since the last call."""
-        rows, self._rows, said, self._said = self._rows, [], self._said, []
-        return rows, said
+    def drain(self) -> tuple[dict[int, list[Row]], list[str]]:
+        """To the driver: rows by trial (0 without a search) and warnings since the last call."""
+        rows, self._rows, texts, self._texts = self._rows, {}, self._texts, []
+        return rows, texts
 
     def leave(self) -> None:
-        """From the driver: the workers are to save and leave."""
+        """From the driver: the workers are to save a checkpoint and leave."""
         self._leave = True
 
 
 def metrics_actor_name(key: str) -> str:
-    """Of the actor of a phase's fingerprint."""
+    """Name of the actor of a phase or a search, by its fingerprint."""
     return f"telemetry-{key}"
 
 
-def start_metrics_actor(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a Telemetry
-    """The actor of a phase: `ray.get_actor(telemetry_name(key), namespace=NAMESPACE)` finds it.
+def start_metrics_actor(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a MetricsActor
+    """The actor of a phase or a search.
 
-    It lives on the driver's node, so that the loss of a worker's node loses no rows, and dies with
-    the driver.
+    `ray.get_actor(metrics_actor_name(key), namespace=NAMESPACE)` finds it. It is on the driver's node,
+    so that the loss of a worker's node loses no rows, and ends with the driver.
 
     Raises:
-        ClusterError: another driver on this Ray trains this phase.
+        ClusterError: another driver on this Ray trains the same.
     """
     here = ray.get_runtime_context().get_node_id()
     actor = MetricsActor.options(  # type: ignore[attr-defined]
@@ -112,14 +117,14 @@ def start_metrics_actor(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a Te
         except ValueError as taken:
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"{metrics_actor_name(key)} is taken: another driver on this Ray trains this phase; "
+                    f"{metrics_actor_name(key)} is taken: another driver on this Ray trains the same; "
                     "wait for it, or end it"
                 ) from taken
             time.sleep(POLL_S)
 
 
 class MetricsForwarder:
-    """Carries rows to the screen and the sink, in a thread, until the block ends."""
+    """Carries rows to the screen and to `sink` (a RunLogger's), in a thread, until the block ends."""
 
     def __init__(self, name: str, key: str, num_steps: int, sink: LogRows) -> None:
         self.name, self.num_steps, self.sink = name, num_steps, sink
@@ -127,61 +132,75 @@ class MetricsForwarder:
         self._shown: dict[str, float] = {}
         self._done, self._leaving = threading.Event(), threading.Event()
         self._failure: Exception | None = None
-        self._pace, self._paced = EpochThroughput(), time.monotonic()
-        self._thread = threading.Thread(target=self._carry, name="telemetry", daemon=True)
+        self._throughput = EpochThroughput()
+        self._logged = self._summed_up = time.monotonic()
+        self._thread = threading.Thread(target=self._carry, name="metrics", daemon=True)
+        self._leaver = threading.Thread(target=self._pass_on_leave, name="leave", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._leaver.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._done.set()
+        self._leaving.set()
         self._thread.join()
+        self._leaver.join()
         ray.kill(self.telemetry)  # its name is free again
         if self._failure and error is None:
             raise self._failure
 
     def leave(self) -> None:
-        """Let the workers save and leave. May be called in a signal handler."""
+        """Let the workers save a checkpoint and leave. May be called in a signal handler."""
         self._leaving.set()
+
+    def _pass_on_leave(self) -> None:
+        """In a thread of its own: it must not wait for the other one, which may wait for MLflow."""
+        self._leaving.wait()
+        if not self._done.is_set():
+            self.telemetry.leave.remote()
 
     def _carry(self) -> None:
         try:
             with progress_bar() as progress:
                 bar = progress.add_task(self.name, total=self.num_steps, note="starting workers")
-                said = time.monotonic()
                 last = False
                 while not last:
                     last = self._done.wait(POLL_S)
-                    if self._leaving.is_set():
-                        self.telemetry.leave.remote()
-                    rows, texts = ray.get(self.telemetry.drain.remote())
+                    by_trial, texts = ray.get(self.telemetry.drain.remote())
                     for text in texts:
                         log.warning("%s", text)
-                    for step, metrics in rows:
-                        self._shown |= metrics
-                        progress.update(bar, completed=step, note=self._note())
-                    if rows:
-                        self.sink(rows)
-                    self._tell_pace(rows)
-                    if rows and not CONSOLE.is_terminal and time.monotonic() - said > LINE_EVERY_S:
-                        said = time.monotonic()
-                        left_s = progress.tasks[0].time_remaining or 0
-                        note = f"{self._note()}  {left_s / 60:.0f} min left"
-                        log.info("%s step %d of %d  %s", self.name, step, self.num_steps, note)
+                    if rows := by_trial.get(0):
+                        self._show(rows, progress, bar)
+                        self._send(rows)
         except Exception as failure:  # noqa: BLE001 - raised again when the block ends
+            self._failure = self._failure or failure
+
+    def _send(self, rows: list[Row]) -> None:
+        if self._failure:
+            return
+        try:
+            self.sink(rows)
+        except Exception as failure:  # noqa: BLE001 - as above; the screen and the workers go on
             self._failure = failure
 
-    def _tell_pace(self, rows: list[Row]) -> None:
-        """At the end of an epoch, but not of each if they are short."""
-        pace = self._pace.add(rows)
-        if pace and time.monotonic() - self._paced > LINE_EVERY_S:
-            self._paced = time.monotonic()
-            log.info("%s %s", self.name, pace)
-
-    def _note(self) -> str:
-        return "  ".join(
-            words.format(self._shown[key]) for key, words in SHOWN.items() if key in self._shown
+    def _show(self, rows: list[Row], progress: Progress, bar: TaskID) -> None:
+        for _, metrics in rows:
+            self._shown |= metrics
+        step, now = rows[-1][0], time.monotonic()
+        note = "  ".join(
+            text.format(self._shown[k]) for k, text in SHOWN.items() if k in self._shown
         )
+        progress.update(bar, completed=step, note=note)
+        epoch = self._throughput.add(rows)
+        if epoch and now - self._summed_up > LINE_EVERY_S:  # not every epoch if they are short
+            self._summed_up = now
+            log.info("%s %s", self.name, epoch)
+        if not CONSOLE.is_terminal and now - self._logged > LINE_EVERY_S:
+            self._logged = now
+            left_min = (progress.tasks[0].time_remaining or 0) / 60
+            words = "%s step %d of %d  %s  %.0f min left"
+            log.info(words, self.name, step, self.num_steps, note, left_min)

@@ -16,6 +16,7 @@ from PIL import Image
 from fcn.weights import NET
 from pipeline.config.schema import TrackingSpec
 from pipeline.tracking.client import TrackingClient
+from pipeline.tracking.registry import ModelRegistry
 from tests.conftest import TINY
 from tests.server import Server
 
@@ -244,10 +245,12 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     assert [step for step, _ in mlflow.history(child, "val/mean_iu")] == [3, 6, 9, 12]
 
 
-def test_a_flow_goes_on_without_mlflow_and_tells_it_all_when_it_is_back(tmp_path) -> None:
-    """Away at the start; there after the first checkpoint."""
+def test_a_flow_goes_on_without_mlflow_and_logs_it_all_when_it_is_back(tmp_path) -> None:
+    """Away at the start; back after the first checkpoint, while it trains."""
     server, output = Server(tmp_path), tmp_path / "output"
-    sets = [f"tracking.uri={server.uri}", "tracking.max_wait_s=200", "finetune.epochs=2"]
+    server.start()  # makes its database, so that it starts sooner the second time
+    server.kill()
+    sets = [f"tracking.uri={server.uri}", "finetune.epochs=12"]
     with output.open("w") as file:
         process = subprocess.Popen(
             command(tmp_path / "store", *sets), cwd=tmp_path, stdout=file, stderr=file
@@ -260,23 +263,25 @@ def test_a_flow_goes_on_without_mlflow_and_tells_it_all_when_it_is_back(tmp_path
             time.sleep(0.2)
         server.start()
         assert process.wait(400) == 0, output.read_text()
-        require_all_told(TrackingClient(TrackingSpec(uri=server.uri), tmp_path))
+        require_all_logged(TrackingClient(TrackingSpec(uri=server.uri), tmp_path))
     finally:
         process.kill()
         server.kill()
     said = re.sub(r"\s+", " ", output.read_text())
     assert "Connection refused" in said
     assert "the flow goes on" in said
+    assert f"MLflow at {server.uri} is back" in said
     assert "models:/demo/1 took @champion" in said
 
 
-def require_all_told(mlflow: TrackingClient) -> None:
-    """A flow of 2 epochs of 3 steps, whole."""
+def require_all_logged(mlflow: TrackingClient) -> None:
+    """A flow of 12 epochs of 3 steps, whole."""
     runs = mlflow.client.search_runs([mlflow.experiment])
     assert [r.info.status for r in runs] == ["FINISHED"] * 2
     child = next(r.info.run_id for r in runs if "mlflow.parentRunId" in r.data.tags)
-    assert [step for step, _ in mlflow.history(child, "train/loss")] == list(range(1, 7))
-    assert [step for step, _ in mlflow.history(child, "val/mean_iu")] == [3, 6]
+    assert [step for step, _ in mlflow.history(child, "train/loss")] == list(range(1, 37))
+    val = [step for step, _ in mlflow.history(child, "val/mean_iu")]
+    assert val == list(range(3, 37, 3))
     parent = next(r.info.run_id for r in runs if r.info.run_id != child)
     artifacts = {a.path for a in mlflow.client.list_artifacts(parent)}
     assert {"recipe.yaml", "environment.txt", "data", "transplant", "evaluation"} <= artifacts
@@ -314,7 +319,7 @@ def test_staged_training_from_a_file_with_head_only_and_a_gate_that_stays_shut(
     assert "finetune-32s computed" in output
     assert "finetune-8s computed" in output
     assert re.search(r"models:/demo/2 (took|did not take) @champion: challenger's mean IU", output)
-    champion = tracker(store).champion("demo")
+    champion = ModelRegistry(tracker(store)).champion("demo")
     assert champion is not None
     kept = float(champion[1]["mean_iu"])
     versions = tracker(store).client.search_model_versions("name='demo'")
@@ -370,7 +375,8 @@ def test_a_registered_model_is_a_source_of_weights_and_its_alias_counts_as_its_v
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "300 tensors copied, 0 reshaped, 0 initialised, 0 dropped" in done.stdout
-    assert tracker(store).resolve("models:/demo@champion").startswith("models:/demo/1 ")
+    registry = ModelRegistry(tracker(store))
+    assert registry.resolve("models:/demo@champion").startswith("models:/demo/1 ")
     done = subprocess.run(
         command(store, "transplant.weights=models:/demo@nobody", verb="plan"),
         capture_output=True,

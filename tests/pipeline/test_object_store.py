@@ -39,7 +39,7 @@ def bucket(s3_server) -> Iterator[str]:
 
 def start(verb: str, store: str, cache: Path, output: Path, address: str = "local") -> Any:
     """The command of a user, on a machine whose mirrors lie in `cache`."""
-    recipe = tiny(*SMALL, f"store={store}", f"cluster.address={address}", "tracking.max_wait_s=60")
+    recipe = tiny(*SMALL, f"store={store}", f"cluster.address={address}")
     path = output.with_suffix(".yaml")
     path.write_text(recipe.to_yaml())
     with output.open("w") as file:

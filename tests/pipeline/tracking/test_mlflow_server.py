@@ -88,7 +88,7 @@ def test_with_the_password_a_run_is_written_and_read_back(server, become, tmp_pa
     tracker = TrackingClient(spec, tmp_path)
     run = tracker.open_run("flow", "abc")
     tracker.log_params(run, {"net.stride": "8"})
-    tracker.log_rows(run, [(step, {"train/loss": 1.0 / step}) for step in (1, 2, 3)], 1)
+    tracker.log_rows(run, [(step, {"train/loss": 1.0 / step}) for step in (1, 2, 3)])
     tracker.log_text(run, "name: mine", "recipe.yaml")
     tracker.close_run(run, "FINISHED")
     again = TrackingClient(spec, tmp_path)

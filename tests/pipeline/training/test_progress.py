@@ -1,13 +1,14 @@
 """Metrics reach the sink in order, from the driver's node, for as long as the block lasts."""
 
+import threading
 import time
 
 import pytest
 import ray
 
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, TrackingError
 from pipeline.training import progress
-from pipeline.training.progress import NAMESPACE, MetricsForwarder, Worker
+from pipeline.training.progress import NAMESPACE, MetricsForwarder, Worker, start_metrics_actor
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -65,6 +66,52 @@ def test_workers_of_a_smaller_group_take_the_place_of_a_larger_one() -> None:
         assert [w.pid for w in ray.get(watcher.telemetry.workers.remote())] == [10, 11]
         watcher.telemetry.here.remote(Worker(0, "node", 20), 1)
         assert [w.pid for w in ray.get(watcher.telemetry.workers.remote())] == [20]
+
+
+def test_workers_hear_that_they_are_to_leave_though_the_sink_hangs() -> None:
+    hung, in_sink = threading.Event(), threading.Event()
+
+    def sink(rows: list) -> None:
+        in_sink.set()
+        hung.wait(60)
+
+    with MetricsForwarder("FCN-8s", "hung", 9, sink) as watcher:
+        ray.get(watcher.telemetry.push.remote([(1, {})]))
+        assert in_sink.wait(30)
+        watcher.leave()
+        time.sleep(1)
+        assert ray.get(watcher.telemetry.push.remote([(2, {})])) is True
+        hung.set()
+
+
+def test_a_sink_that_fails_is_left_alone_and_its_error_raised_at_the_end(caplog) -> None:
+    calls: list[int] = []
+
+    def refuse(rows: list) -> None:
+        calls.append(len(rows))
+        raise TrackingError("401")
+
+    def block() -> None:
+        with MetricsForwarder("FCN-8s", "refused", 9, refuse) as watcher:
+            for step in (1, 2):
+                ray.get(watcher.telemetry.push.remote([(step, {})]))
+                time.sleep(1.5)
+            watcher.telemetry.say.remote("a checkpoint is damaged")
+
+    with pytest.raises(TrackingError, match="401"):
+        block()
+    assert calls == [1]
+    assert "a checkpoint is damaged" in caplog.text  # the thread went on
+
+
+def test_one_actor_serves_the_trials_of_a_search() -> None:
+    actor = start_metrics_actor("search")
+    for trial, step in ((3, 1), (4, 1), (3, 2)):
+        ray.get(actor.push.remote([(step, {"train/loss": 1.0})], trial))
+    rows, _ = ray.get(actor.drain.remote())
+    assert {trial: [step for step, _ in of] for trial, of in rows.items()} == {3: [1, 2], 4: [1]}
+    assert ray.get(actor.drain.remote()) == ({}, [])
+    ray.kill(actor)
 
 
 def test_an_error_of_the_block_is_not_hidden() -> None:

@@ -1,0 +1,127 @@
+"""MLflow's registry: versions of a model, who is the champion, and their weights."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import mlflow
+import mlflow.pyfunc
+from mlflow.exceptions import MlflowException
+
+import fcn
+from pipeline.config.schema import TrackingSpec
+from pipeline.errors import TrackingError
+from pipeline.tracking.client import TrackingClient
+
+PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
+"""MLflow copies this file into the model and runs it."""
+CHAMPION, CHALLENGER = "champion", "challenger"
+REQUIREMENTS = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
+
+
+class ModelRegistry:
+    """The registered models of an MLflow store."""
+
+    def __init__(self, tracking: TrackingClient) -> None:
+        self.tracking = tracking
+        self.client = tracking.client
+
+    def register(self, run_id: str, name: str, net_folder: Path, tags: Mapping[str, str]) -> int:
+        """A new version of a model that stands alone: weights, description and the code to run them."""
+        with tempfile.TemporaryDirectory() as scratch:
+            code, net = Path(scratch) / "fcn", Path(scratch) / "net"
+            no_cache = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(Path(fcn.__file__).parent, code, ignore=no_cache)
+            shutil.copytree(net_folder, net)  # MLflow keeps the folder's name, see `download_net`
+            # `log_model` has no client and no run as arguments: it logs to the run that is active.
+            mlflow.start_run(run_id=run_id)
+            try:
+                # MLflow advises a schema for the input; none says "an image of any size".
+                with warnings.catch_warnings(record=True):
+                    info = mlflow.pyfunc.log_model(
+                        name=name,
+                        python_model=str(PYFUNC_MODEL),
+                        artifacts={"net": str(net)},
+                        code_paths=[str(code)],
+                        pip_requirements=[pinned(package) for package in REQUIREMENTS],
+                    )
+            finally:
+                mlflow.end_run()
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = self.client.create_model_version(
+            name, info.model_uri, run_id, tags=dict(tags), model_id=info.model_id
+        )
+        return int(version.version)
+
+    def version_with(self, name: str, tags: Mapping[str, str]) -> int | None:
+        """The newest version of a model that has all these tags."""
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        fitting = [int(v.version) for v in versions if tags.items() <= v.tags.items()]
+        return max(fitting, default=None)
+
+    def champion(self, name: str) -> tuple[int, dict[str, str]] | None:
+        """Version and tags of the champion, None if there is none."""
+        try:
+            version = self.client.get_model_version_by_alias(name, CHAMPION)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return int(version.version), dict(version.tags)
+
+    def move_alias(self, name: str, version: int, evidence: str) -> None:
+        """Make a version the champion."""
+        self.client.set_model_version_tag(name, str(version), "gate", evidence)
+        self.client.set_registered_model_alias(name, CHAMPION, str(version))
+
+    def name_challenger(self, name: str, version: int) -> None:
+        """Point the challenger's alias to a version; the champion stays."""
+        self.client.set_registered_model_alias(name, CHALLENGER, str(version))
+
+    def resolve(self, model_uri: str) -> str:
+        """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means now, with its sha256.
+
+        Raises:
+            TrackingError: there is no such model.
+        """
+        name, at, alias = model_uri.removeprefix("models:/").partition("@")
+        try:
+            if at:
+                version = self.client.get_model_version_by_alias(name, alias)
+            else:
+                version = self.client.get_model_version(*name.rsplit("/", 1))
+        except MlflowException as error:
+            uri = self.tracking.uri
+            raise TrackingError(f"{model_uri} is not in {uri}: {error.message}") from error
+        return f"models:/{version.name}/{version.version} {version.tags.get('weights_sha256', '')}"
+
+    def download_net(self, model_uri: str) -> Path:
+        """The net's folder of a registered model; none of the model's code is run.
+
+        Raises:
+            TrackingError: there is no such model.
+        """
+        try:
+            return Path(mlflow.artifacts.download_artifacts(f"{model_uri}/artifacts/net"))
+        except (MlflowException, OSError) as error:
+            uri = self.tracking.uri
+            raise TrackingError(f"{model_uri} cannot be downloaded from {uri}: {error}") from error
+
+
+def open_registry(spec: TrackingSpec, store: Path) -> ModelRegistry:
+    """The registry of a server, or of the store folder's own database."""
+    return ModelRegistry(TrackingClient(spec, store))
+
+
+def pinned(package: str) -> str:
+    """NAME==VERSION, without the build that a version may name after a plus (2.11.0+cpu)."""
+    return f"{package}=={metadata.version(package).partition('+')[0]}"
