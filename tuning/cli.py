@@ -34,8 +34,7 @@ def name_and_store(command: Command) -> Command:
         *("--store", "store"),
         default="store",
         show_default=True,
-        type=click.Path(path_type=Path),
-        help="Store folder.",
+        help="Folder or URI of the store.",
     )
     return click.argument("name")(option(command))
 
@@ -51,7 +50,7 @@ def search_options(command: Command) -> Command:
                 "--space", "path", type=click.Path(), help="YAML; lr and weight decay if not given."
             ),
             click.option("--sampler", help="tpe, random or grid.  [default: tpe]"),
-            click.option("--scheduler", help="asha, median, pbt or none.  [default: asha]"),
+            click.option("--scheduler", help="asha, median or none.  [default: asha]"),
             click.option(
                 "--reduction", type=int, help="Halving lets one of so many go on.  [default: 3]"
             ),
@@ -91,14 +90,14 @@ def search(recipe: str, overrides: tuple[str, ...], path: str | None, **options:
 
 @main.command()
 @name_and_store
-@click.option("--trials", type=int, help="More than before; not for a grid or a population.")
+@click.option("--trials", type=int, help="More than before; not for a grid.")
 @click.option("--budget", help="Time to spend in all, for example 4h.")
-def resume(name: str, store: Path, trials: int | None, budget: str | None) -> None:
+def resume(name: str, store: str, trials: int | None, budget: str | None) -> None:
     """Go on with the search NAME, as it was begun."""
+    from tuning.records import records_of
     from tuning.settings import parse_settings
-    from tuning.shelf import shelf_of
 
-    _, recipe, settings = shelf_of(store, name).read()
+    _, recipe, settings = records_of(store, name).read()
     given = {"trials": trials, "budget": budget}
     changed = {key: value for key, value in given.items() if value is not None}
     plain = settings.model_dump(mode="json", by_alias=True)
@@ -128,16 +127,16 @@ def _search(recipe: Recipe, settings: Settings) -> None:
 
 @main.command()
 @name_and_store
-def status(name: str, store: Path) -> None:
+def status(name: str, store: str) -> None:
     """Show how far the search NAME has come."""
     from rich.console import Console
 
-    from tuning.shelf import shelf_of
-    from tuning.show import head_line, trial_table
+    from tuning.records import records_of
+    from tuning.report import head_line, trial_table
 
-    shelf = shelf_of(store, name)
-    found, _, settings = shelf.read()
-    click.echo(head_line(found, settings, under_way=shelf.under_way()))
+    records = records_of(store, name)
+    found, _, settings = records.read()
+    click.echo(head_line(found, settings, under_way=records.under_way()))
     Console().print(trial_table(found))
 
 
@@ -145,17 +144,17 @@ def status(name: str, store: Path) -> None:
 @name_and_store
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="YAML file.")
 @click.option("--run", "train", is_flag=True, help="Run its whole flow, to the gate.")
-def best(name: str, store: Path, output: Path | None, train: bool) -> None:
+def best(name: str, store: str, output: Path | None, train: bool) -> None:
     """Print the recipe of the best trial of the search NAME, or write it, or run it.
 
     What the search has trained is not trained again.
     """
     from pipeline.cli import run_flow
-    from tuning.shelf import shelf_of
-    from tuning.winner import best_recipe
+    from tuning.best import best_recipe
+    from tuning.records import records_of
 
-    found, recipe, _ = shelf_of(store, name).read()
-    winning = best_recipe(found, recipe, whole=train)
+    found, recipe, _ = records_of(store, name).read()
+    winning = best_recipe(found, recipe)
     if output:
         output.write_text(winning.to_yaml())
     elif not train:
@@ -177,24 +176,24 @@ def space(
     Each line is a trial as overrides; the first is the recipe as it is.
     """
     from pipeline.config.recipe import load_recipe
-    from tuning.check import check
-    from tuning.space import default_space, read_space
+    from tuning.space import read_space
+    from tuning.validate import check, default_space
 
     loaded = load_recipe(recipe, overrides)
-    num_train = _num_train(loaded)
+    num_train = _counted(loaded)
     chosen = read_space(path) if path else default_space(loaded, num_train)
     check(chosen, loaded, num_train)
     for number in range(trials):
         click.echo("  ".join(chosen.overrides(chosen.trial(number, loaded, seed))))
 
 
-def _num_train(recipe: Recipe) -> int:
+def _counted(recipe: Recipe) -> int:
     """Images to learn from: decay over a run depends on its steps.
 
     Raises:
         DataError: nobody has counted them yet.
     """
-    from tuning.settings import known_num_train
+    from tuning.validate import known_num_train
 
     num_train = known_num_train(recipe)
     if num_train is None:
@@ -208,10 +207,11 @@ def _num_train(recipe: Recipe) -> int:
 @main.command()
 @name_and_store
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder.")
-def report(name: str, store: Path, output: Path | None) -> None:
+def report(name: str, store: str, output: Path | None) -> None:
     """Show the search NAME on one page that needs nothing else, with its pictures."""
+    from tuning.records import records_of
     from tuning.report import write_report
-    from tuning.shelf import shelf_of
 
-    shelf = shelf_of(store, name)
-    click.echo(write_report(shelf.read()[0], output or shelf.folder / "report"))
+    records = records_of(store, name)
+    found, _, _ = records.read()
+    click.echo(write_report(found, output or records.store.cache / records.folder / "report"))

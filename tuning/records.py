@@ -1,137 +1,126 @@
-"""What the events of a search add up to."""
+"""What a search remembers: one small document a trial, from which every session begins.
+
+    searches/NAME/search.json            what was asked for, and the recipe
+    searches/NAME/clock.json             the time that all sessions together have spent
+    searches/NAME/records/NUMBER.json    a trial: its point, its scores, how it ended
+    searches/NAME/trials/NUMBER/PHASE    its checkpoints, as long as they are needed
+
+Each document is written whole or not at all, so a search survives a kill at any moment. A decision of
+the scheduler is written together with the score that it followed from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
-from pipeline.errors import StoreError
-from tuning.events import (
-    EVENT,
-    Cloned,
-    Event,
-    Failed,
-    Rung,
-    SearchBegun,
-    SessionBegun,
-    Status,
-    TrialBegun,
-    TrialEnded,
-    whole_lines,
-)
-from tuning.space import Space
+from pipeline.config.recipe import Recipe
+from pipeline.config.schema import Count, Fraction, NonNegative, Positive, Spec
+from pipeline.errors import RecipeError, StoreError
+from pipeline.storage.store import Store
+from tuning.settings import Settings
+from tuning.space import Point, Space
+
+Status = Literal["running", "stopped", "finished", "pruned", "failed"]
+UNDER_WAY: tuple[Status, ...] = ("running", "stopped")
+"""Statuses of a trial that goes on, now or in the next session."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One point of the space and how far its training came."""
+class Score(Spec):
+    """A validation of a trial."""
 
-    number: int
-    point: Mapping[str, JsonValue]
-    first: Mapping[str, JsonValue]
-    """The point it began with; another one only in a population."""
-    rungs: Mapping[int, float] = field(default_factory=dict)
-    """Mean IU by step, in the order of the steps."""
-    kept: float = 0.0
-    """Mean IU of the best net so far, as the last rung had it."""
+    images: Positive
+    """Images seen in training, which is the budget that trials are compared at."""
+    step: Positive
+    """Optimiser steps, over all phases."""
+    mean_iu: Fraction
+    order: Count
+    """Position among all scores of the search, in the order in which they came."""
+
+
+class Trial(Spec):
+    """One point of the space and how far its training has come."""
+
+    number: Count
+    """0 is the recipe's own point."""
+    point: dict[str, JsonValue]
+    scores: tuple[Score, ...] = ()
     status: Status = "running"
-    failure: str = ""
-    """Why its training cannot go on."""
-    clones: Mapping[int, int] = field(default_factory=dict)
-    """Of a population: the step at which it went on from another's net, and whose; its point is new
-    since then."""
-    times: Mapping[int, float] = field(default_factory=dict)
-    """Seconds of training up to each rung from the one before."""
     reason: str = ""
-    seconds: float | None = None
-    """Known once it has ended."""
-    trained: int = 0
-
-    def overrides(self) -> list[str]:
-        """Its point as `--set` takes it."""
-        return Space.overrides(dict(self.point))
+    """Why it ended, for a reader; empty if it was trained to its end."""
+    steps: Count = 0
+    """Optimiser steps that it is known to have done."""
+    seconds: NonNegative = 0.0
+    """Time in training, over all sessions."""
+    ended: Count | None = None
+    """Position among the trials that are over, in the order in which they ended."""
+    logged: bool = False
+    """Whether MLflow has all of a trial that is over."""
 
     @property
     def mean_iu(self) -> float | None:
-        """Of the net that fine-tuning keeps, the best of all validations; None without a rung."""
-        return max([*self.rungs.values(), self.kept]) if self.rungs else None
-
-    def ended_by(self, event: TrialEnded) -> Trial:
-        """The trial, over."""
-        return replace(
-            self,
-            status=event.status,
-            reason=event.reason,
-            seconds=event.seconds,
-            trained=event.steps,
-        )
+        """The best of all validations, which is that of the net that is kept; None without any."""
+        return max((score.mean_iu for score in self.scores), default=None)
 
     @property
-    def steps(self) -> int:
-        """How far it is known to have been trained."""
-        return max([self.trained, *self.rungs])
+    def curve(self) -> dict[int, float]:
+        """Mean IU by images seen."""
+        return {score.images: score.mean_iu for score in self.scores}
+
+    def overrides(self) -> list[str]:
+        """Its point as `--set` takes it."""
+        return Space.overrides(self.point)
+
+
+class SearchPlan(Spec):
+    """What decides a search; the same in all its sessions."""
+
+    name: str
+    created: str
+    """Date and time of its first session."""
+    recipe: str
+    """The recipe's name."""
+    science: str = ""
+    """Fingerprint of all in the recipe that decides numbers."""
+    data: str = ""
+    """Digest of the data set."""
+    seed: Count
+    space: dict[str, Any]
+    """As `Space.model_dump(mode="json")` gives it."""
+    sampler: str
+    scheduler: str
+    reduction: Positive = 3
+    max_images: Positive
+    """Images that a trial has seen at its end."""
+    max_steps: Positive
+    """Optimiser steps of the recipe's own trial to its end."""
+    first_images: Positive
+    """Images seen at a trial's first validation."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search as far as its journal tells."""
+    """A search as far as it has come."""
 
-    begun: SearchBegun
+    plan: SearchPlan
     trials: Mapping[int, Trial] = field(default_factory=dict)
-    """By number, in the order in which they first began."""
-    ended: tuple[int, ...] = ()
-    """Numbers of those that are over, in the order in which they ended."""
-    sessions: tuple[tuple[float, float], ...] = ()
-    """First and last sign of life of each driver, in seconds since 1970."""
+    """By number."""
+    spent_s: float = 0.0
+    """Time of all sessions together."""
 
-    @classmethod
-    def read(cls, path: Path) -> Search:
-        """A journal's search; a last line that was cut off is left out.
+    def over(self) -> list[Trial]:
+        """Trials that have ended for good, in the order in which they did."""
+        ended = [trial for trial in self.trials.values() if trial.ended is not None]
+        return sorted(ended, key=lambda trial: trial.ended or 0)
 
-        Raises:
-            StoreError: no such journal, not one whole line in it, or a line that cannot be.
-        """
-        try:
-            lines = whole_lines(path.read_bytes()).splitlines()
-        except OSError as error:
-            raise StoreError(f"{path}: the search's journal cannot be read: {error}") from None
-        return cls.fold(lines, str(path))
-
-    @classmethod
-    def fold(cls, lines: Iterable[bytes], source: str = "journal") -> Search:
-        """What events add up to.
-
-        Raises:
-            StoreError: none, or one that cannot be what came next.
-        """
-        search: Search | None = None
-        for number, line in enumerate(lines, 1):
-            try:
-                search = _after(search, EVENT.validate_json(line))
-            except (ValidationError, ValueError) as error:
-                why = str(error).splitlines()[0]
-                raise StoreError(
-                    f"{source}, line {number}: {line[:60].decode(errors='replace')}: {why}; the journal "
-                    "is damaged: restore it, or search under another name"
-                ) from None
-        if search is None:
-            raise StoreError(
-                f"{source} holds no event: the search was killed before it began; begin it again"
-            )
-        return search
-
-    def after(self, event: Event) -> Search:
-        """The search once that has happened too; ValueError if it cannot have."""
-        return _after(self, event)
-
-    def finished(self) -> list[Trial]:
-        """Trials that were trained to their end, in the order in which they ended."""
-        over = (self.trials[number] for number in self.ended)
-        return [trial for trial in over if trial.status == "finished"]
+    def under_way(self) -> list[Trial]:
+        """Trials that go on, by number."""
+        return [trial for trial in self.trials.values() if trial.status in UNDER_WAY]
 
     def best(self) -> Trial | None:
         """The finished trial of the highest mean IU; of equals the first.
@@ -139,8 +128,9 @@ class Search:
         As long as none has finished, the best of those that did not fail: compare with care, since
         they were trained for different numbers of steps.
         """
-        others = (t for t in self.trials.values() if t.status != "failed")
-        for among in (self.finished(), others):
+        finished = [t for t in self.trials.values() if t.status == "finished"]
+        others = [t for t in self.trials.values() if t.status != "failed"]
+        for among in (finished, others):
             scored = [(t.mean_iu, -t.number, t) for t in among if t.mean_iu is not None]
             if scored:
                 return max(scored, key=lambda entry: entry[:2])[2]
@@ -149,106 +139,182 @@ class Search:
     def ranked(self) -> list[Trial]:
         """All trials, those of the highest mean IU first, unscored ones last."""
         return sorted(
-            self.trials.values(),
-            key=lambda t: (t.mean_iu is None, -(t.mean_iu or 0), t.number),
+            self.trials.values(), key=lambda t: (t.mean_iu is None, -(t.mean_iu or 0), t.number)
         )
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The table: a trial a row, ranked; plain values."""
-        return [
-            {
-                "number": trial.number,
-                **trial.point,
-                "mean_iu": trial.mean_iu,
-                "steps": trial.steps,
-                "status": trial.status,
-                "reason": trial.reason,
-                "seconds": trial.seconds,
-            }
-            for trial in self.ranked()
-        ]
-
     def count(self, status: Status) -> int:
-        """Trials of a status."""
+        """Number of trials of a status."""
         return sum(trial.status == status for trial in self.trials.values())
 
     @property
-    def spent_s(self) -> float:
-        """Time of all drivers together."""
-        return sum(last - first for first, last in self.sessions)
-
-    @property
     def steps_trained(self) -> int:
-        """By all trials together."""
+        """Steps of all trials together."""
         return sum(trial.steps for trial in self.trials.values())
 
     @property
     def steps_saved(self) -> int:
-        """What pruned trials would have trained on to the end."""
-        pruned = (t for t in self.trials.values() if t.status == "pruned")
-        return sum(max(0, self.begun.max_steps - trial.steps) for trial in pruned)
+        """Steps that pruned trials would have trained on to the end."""
+        pruned = (t for t in self.trials.values() if t.status == "pruned" and t.scores)
+        share = (t.steps * self.plan.max_images / t.scores[-1].images - t.steps for t in pruned)
+        return round(sum(share))
 
 
-def _after(search: Search | None, event: Event) -> Search:
-    """The search once that has happened too; ValueError if it cannot have."""
-    if search is None or isinstance(event, SearchBegun):
-        return _begun(search, event)
-    if isinstance(event, SessionBegun):
-        return replace(search, sessions=(*search.sessions, (event.at, event.at)))
-    return _of_trial(_alive(search, event.at), event)
+class Records:
+    """The documents of one search, and what they add up to; one process writes at a time."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+        self.folder = f"searches/{name}"
+        self.search: Search
+        self._written_at: float | None = None
+
+    def begin(self, plan: SearchPlan, recipe: Recipe, settings: Settings) -> None:
+        """Take the search up, for the first time or again.
+
+        Raises:
+            RecipeError: it was begun otherwise.
+        """
+        document = self.store.read_json(f"{self.folder}/search.json")
+        if document is not None:
+            known = SearchPlan.model_validate(document["plan"])
+            _require_same(known, plan)
+            had = document["settings"]["trials"]
+            if plan.sampler == "grid" and settings.trials != had:
+                raise RecipeError(
+                    f"--trials {settings.trials}: the search {self.name} was begun with {had}, and a "
+                    "grid cannot change its size; give another --name"
+                )
+            plan = known
+        facts = {"plan": plan, "recipe": recipe, "settings": settings}
+        plain = {key: value.model_dump(mode="json", by_alias=True) for key, value in facts.items()}
+        self.store.write_json(f"{self.folder}/search.json", plain)
+        self.search = self._load(plan)
+        self._written_at = time.monotonic()
+
+    def read(self) -> tuple[Search, Recipe, Settings]:
+        """The search, the recipe and the settings with which it was begun.
+
+        Raises:
+            StoreError: there is no such search.
+        """
+        document = self.store.read_json(f"{self.folder}/search.json")
+        if document is None:
+            known = ", ".join(self.store.files.folders("searches")) or "none"
+            raise StoreError(
+                f"there is no search {self.name} in {self.store}/searches; there are {known}"
+            )
+        self.search = self._load(SearchPlan.model_validate(document["plan"]))
+        recipe = Recipe.model_validate(document["recipe"])
+        return self.search, recipe, Settings.model_validate(document["settings"])
+
+    def under_way(self) -> str:
+        """Who is at it, in words; empty if nobody on this machine is."""
+        lock = self.store.lock(f"flow-search-{self.name}")
+        if lock.take():
+            lock.free()
+            return ""
+        return lock.holder()
+
+    def checkpoints_of(self, number: int) -> str:
+        """The folder of a trial's checkpoints, below the store."""
+        return f"{self.folder}/trials/{number}"
+
+    def add(self, number: int, point: Point) -> Trial:
+        """A new trial."""
+        return self._write(Trial(number=number, point=point))
+
+    def update(self, number: int, **changes: object) -> Trial:
+        """Change what is known of a trial."""
+        return self._write(self.search.trials[number].model_copy(update=changes))
+
+    def score(
+        self,
+        number: int,
+        images: int,
+        step: int,
+        mean_iu: float,
+        spent_s: float = 0.0,
+        **changes: object,
+    ) -> Trial:
+        """Add a validation, with whatever was decided on it; one that is known adds nothing."""
+        trial = self.search.trials[number]
+        scores = trial.scores
+        if images not in trial.curve:
+            order = sum(len(t.scores) for t in self.search.trials.values())
+            new = Score(images=images, step=step, mean_iu=mean_iu, order=order)
+            scores = tuple(sorted((*scores, new), key=lambda score: score.images))
+        if changes:
+            changes["ended"] = len(self.search.over())
+        steps, seconds = max(trial.steps, step), trial.seconds + spent_s
+        return self.update(number, scores=scores, steps=steps, seconds=seconds, **changes)
+
+    def end(
+        self, number: int, status: Status, reason: str, step: int = 0, spent_s: float = 0.0
+    ) -> Trial:
+        """A trial ends without a validation, or stops until the next session."""
+        trial = self.search.trials[number]
+        return self.update(
+            number,
+            status=status,
+            reason=reason,
+            ended=None if status in UNDER_WAY else len(self.search.over()),
+            steps=max(step, trial.steps),
+            seconds=trial.seconds + spent_s,
+        )
+
+    def unwritten_s(self) -> float:
+        """Time of this session that is not written down yet."""
+        return 0.0 if self._written_at is None else time.monotonic() - self._written_at
+
+    def spent_s(self) -> float:
+        """Time of all sessions, up to now."""
+        return self.search.spent_s + self.unwritten_s()
+
+    def tick(self) -> None:
+        """Write down the time that this session has spent so far."""
+        if self._written_at is not None:
+            self.search = replace(self.search, spent_s=self.spent_s())
+            self._written_at = time.monotonic()
+            clock = {"spent_s": self.search.spent_s}
+            self.store.write_json(f"{self.folder}/clock.json", clock)
+
+    def _write(self, trial: Trial) -> Trial:
+        self.store.write_json(
+            f"{self.folder}/records/{trial.number}.json", trial.model_dump(mode="json")
+        )
+        self.search = replace(self.search, trials={**self.search.trials, trial.number: trial})
+        self.tick()
+        return trial
+
+    def _load(self, plan: SearchPlan) -> Search:
+        names = self.store.files.names(f"{self.folder}/records")
+        read = self.store.read_json
+        trials = [
+            Trial.model_validate(read(f"{self.folder}/records/{name}"))
+            for name in names
+            if name.endswith(".json") and not name.startswith(".")
+        ]
+        clock = read(f"{self.folder}/clock.json") or {"spent_s": 0.0}
+        by_number = {trial.number: trial for trial in sorted(trials, key=lambda t: t.number)}
+        return Search(plan, by_number, clock["spent_s"])
 
 
-def _alive(search: Search, at: float) -> Search:
-    """The driver of the last session gave a sign of life."""
-    if not search.sessions:
-        return search
-    *before, (first, _) = search.sessions
-    return replace(search, sessions=(*before, (first, at)))
+def _require_same(known: SearchPlan, plan: SearchPlan) -> None:
+    had, asked = known.model_dump(mode="json"), plan.model_dump(mode="json")
+    differing = [key for key in asked if asked[key] != had[key] and key != "created"]
+    if differing:
+        lines = [f"  {key}: it has {had[key]}, and now {asked[key]}" for key in differing]
+        raise RecipeError(
+            "\n".join(
+                [
+                    f"a search named {plan.name} was begun otherwise; type what it was begun with, or "
+                    "give another --name",
+                    *lines,
+                ]
+            )
+        )
 
 
-def _of_trial(search: Search, event: TrialBegun | Rung | Failed | Cloned | TrialEnded) -> Search:
-    known = search.trials.get(event.number)
-    if isinstance(event, TrialBegun):
-        return _with(search, _trial_begun(known, event))
-    if known is None or known.status != "running":
-        raise ValueError(f"trial {event.number} is not running")
-    if isinstance(event, TrialEnded):
-        over = known.ended_by(event)
-        return replace(_with(search, over), ended=(*search.ended, over.number))
-    return _with(search, _trained(known, event))
-
-
-def _trained(known: Trial, event: Rung | Failed | Cloned) -> Trial:
-    if isinstance(event, Rung):
-        rungs = dict(sorted({**known.rungs, event.step: event.mean_iu}.items()))
-        times = {**known.times, event.step: event.seconds}
-        return replace(known, rungs=rungs, kept=max(known.kept, event.kept), times=times)
-    if isinstance(event, Failed):
-        times = {**known.times, event.step: event.seconds}
-        return replace(known, failure=event.reason, trained=event.step, times=times)
-    clones = {**known.clones, event.step: event.source}
-    return replace(known, clones=clones, point=event.point)
-
-
-def _begun(search: Search | None, event: Event) -> Search:
-    if not isinstance(event, SearchBegun):
-        raise ValueError("a journal begins with its search")
-    event = event.model_copy(update={"at": 0.0})
-    if search is not None and search.begun != event:
-        raise ValueError("another search began in this journal")
-    return search or Search(event)
-
-
-def _trial_begun(known: Trial | None, event: TrialBegun) -> Trial:
-    if known is None:
-        return Trial(event.number, event.point, event.point)
-    if known.status in ("finished", "pruned"):
-        raise ValueError(f"trial {known.number} had {known.status}")
-    if known.point != event.point and not known.clones:
-        raise ValueError(f"trial {known.number} has another point")
-    return replace(known, status="running", reason="", seconds=None)
-
-
-def _with(search: Search, trial: Trial) -> Search:
-    ended = tuple(n for n in search.ended if n != trial.number)
-    return replace(search, trials={**search.trials, trial.number: trial}, ended=ended)
+def records_of(store: Path | str, name: str) -> Records:
+    """Where the records of a search are, or would be."""
+    return Records(Store(store), name)

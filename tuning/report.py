@@ -1,30 +1,42 @@
-"""A search on one page that needs nothing else: no network, no script, readable on a phone."""
+"""A search for its reader: on one page that needs nothing else, and on the terminal."""
 
 from __future__ import annotations
 
 import base64
+import io
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from pydantic import JsonValue
+from matplotlib.figure import Figure
+from rich.table import Table
 
 from tuning.charts import (
     axes_of,
     curves,
-    influence_bars,
+    importance_bars,
     point_map,
     short_names,
     survival_bars,
     word,
 )
-from tuning.page import STYLE
+from tuning.importance import MIN_TRIALS, Importances, importances
 from tuning.records import Search, Trial
-from tuning.sensitivity import MIN_TRIALS, Sensitivity, sensitivity
-from tuning.space import Space
+from tuning.settings import Settings
 
-PAGE = "search.html"
+STYLE = """
+body { max-width: 70rem; margin: 0 auto; padding: 1rem; line-height: 1.5; color: #1f2933;
+  font-family: system-ui, sans-serif; }
+h1 { overflow-wrap: anywhere; } h2 { font-size: 1.1rem; } .big { font-size: 3rem; font-weight: 650; }
+.note, .why { color: #616e7c; font-size: .86rem; } pre, .wide { overflow-x: auto; }
+pre { padding: .8rem; background: #f1f4f8; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); }
+figure { margin: .5rem; min-width: 0; } img { width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: .88rem; } th { color: #616e7c; text-align: left; }
+th, td { padding: .4rem .7rem; border-bottom: 1px solid #e4e7eb; vertical-align: baseline; }
+.n { text-align: right; white-space: nowrap; } .top td { background: #fdf1f3; }
+"""
 
 
 def write_report(search: Search, folder: Path) -> Path:
@@ -33,200 +45,155 @@ def write_report(search: Search, folder: Path) -> Path:
     Written whole or not at all, so that it can be looked at while the search goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = sensitivity(search)
-    body = [
-        _head(search),
-        *_best(search),
-        _numbers(search),
-        *_pictures(search, found, folder),
-        _table(search),
-        _about(search),
-    ]
-    page, draft = folder / PAGE, folder / f"{PAGE}.draft"
-    draft.write_text(_document(f"Search over {search.begun.recipe}", "\n".join(body)))
+    body = [*_head(search), *_pictures(search, folder), *_table(search), *_about(search)]
+    content = "\n".join(body)
+    text = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(_title(search))}</title><style>{STYLE}</style></head>\n"
+        f"<body>\n{content}\n</body></html>\n"
+    )
+    page = folder / f"search-{search.plan.name}-{search.plan.created[:10]}.html"
+    draft = page.with_suffix(".draft")
+    draft.write_text(text)
     return draft.replace(page)
 
 
-def _document(title: str, body: str) -> str:
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><main>\n{body}\n</main></body></html>\n"
-    )
+def _title(search: Search) -> str:
+    return f"Search {search.plan.name}, {search.plan.created[:10]}"
 
 
-def _head(search: Search) -> str:
-    keys = short_names(list(search.begun.space)).values()
-    over = ", ".join(key.replace("_", " ") for key in keys)
-    going = search.count("running")
-    state = f"; {_trials(going)} not over yet" if going else ""
-    return (
-        f"<header><p class=kicker>Hyper-parameter search</p><h1>{escape(search.begun.recipe)}</h1>"
-        f"<p>{_trials(len(search.trials))} over {escape(over)}{state}</p></header>"
-    )
+def _head(search: Search) -> Iterable[str]:
+    plan, best = search.plan, search.best()
+    over = ", ".join(short_names(list(plan.space)).values())
+    going = f"; {_trials(len(search.under_way()))} not over yet" if search.under_way() else ""
+    yield f"<h1>{escape(_title(search))}</h1>"
+    yield f"<p>{_trials(len(search.trials))} of {escape(plan.recipe)} over {escape(over)}{going}</p>"
+    if best is None or best.mean_iu is None:
+        waiting = not search.trials or search.under_way()
+        yield f"<h2>{'No score yet' if waiting else 'No trial came through'}</h2>"
+        yield "<p>The table below says what became of each.</p>"
+    else:
+        sets = "\n".join(f"--set {escape(shlex.quote(o))}" for o in best.overrides())
+        yield f"<p><span class=big>{best.mean_iu:.4f}</span>"
+        yield f"best mean IU on the validation images, by trial {best.number}"
+        yield f"{_against(search, best)}</p>"
+        yield f"<pre>{sets}</pre>"
+    trained, saved = search.steps_trained, search.steps_saved
+    percent = 100 * saved / (trained + saved) if saved else 0.0
+    shown = [s for s in ("finished", "pruned", "failed", "stopped") if search.count(s)]  # type: ignore[arg-type]
+    words = [f"{search.count(s)} {s}" for s in shown]  # type: ignore[arg-type]
+    words.append(f"{trained:,} steps trained, {percent:.0f} % of all saved by pruning")
+    yield f"<p>{'; '.join(words)}.</p>"
 
 
 def _trials(count: int) -> str:
     return "1 trial" if count == 1 else f"{count} trials"
 
 
-def _best(search: Search) -> Iterable[str]:
-    best = search.best()
-    if best is None or best.mean_iu is None:
-        waiting = not search.trials or search.count("running")
-        yield (
-            f"<section class=best><div><h2>{'No score yet' if waiting else 'No trial came through'}</h2>"
-            "<p>The table below says what became of each.</p></div></section>"
-        )
-        return
-    sets = "\n".join(f"--set {escape(shlex.quote(o))}" for o in Space.overrides(dict(best.point)))
-    yield (
-        f"<section class=best><div><p class=big>{best.mean_iu:.4f}</p>"
-        f"<p>best mean IU on the validation images, by trial {best.number}{_against(search, best)}</p>"
-        f"</div><pre>{sets}</pre></section>"
-    )
-
-
 def _against(search: Search, best: Trial) -> str:
     """How the best compares with the recipe as it was; that it was not trained to its end."""
-    own = search.trials.get(0)
-    said = ""
+    own, words = search.trials.get(0), ""
     if best.number == 0:
-        said = ", the recipe as it is"
+        words = ", the recipe as it is"
     elif own and own.mean_iu is not None and best.mean_iu is not None:
-        said = f", {best.mean_iu - own.mean_iu:+.4f} against the recipe as it is"
-        said += "" if own.status == "finished" else f" (which is {own.status})"
+        words = f", {best.mean_iu - own.mean_iu:+.4f} against the recipe as it is"
+        words += "" if own.status == "finished" else f" (which is {own.status})"
     if best.status != "finished":
-        said += (
-            f". It is {best.status} after step {best.steps} of {search.begun.max_steps}; no trial has "
+        images = best.scores[-1].images if best.scores else 0
+        words += (
+            f". It is {best.status} after {images:,} of {search.plan.max_images:,} images; no trial has "
             "finished, so this may change"
         )
-    return said
+    return words
 
 
-def _numbers(search: Search) -> str:
-    trained, saved = search.steps_trained, search.steps_saved
-    without = trained + saved
-    percent = 100 * saved / without if without else 0.0
-    tiles = [
-        (f"{search.count(status)}", status)
-        for status in ("finished", "pruned", "failed", "stopped")
-        if search.count(status) or status != "stopped"
-    ]
-    tiles += [(f"{trained:,}", "steps trained"), (f"{percent:.0f} %", "steps saved by pruning")]
-    cells = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in tiles)
-    bar = (
-        f'<div class=bar><i style="width:{100 - percent:.1f}%"></i></div>'
-        f"<p class=note>{trained:,} steps were trained; the pruned trials would have taken "
-        f"{saved:,} more to their ends.</p>"
-    )
-    return f"<section><div class=tiles>{cells}</div>{bar if saved else ''}</section>"
-
-
-def _pictures(search: Search, found: Sensitivity | None, folder: Path) -> Iterable[str]:
+def _pictures(search: Search, folder: Path) -> Iterable[str]:
     if not search.trials:
         return
-    keys, scored = axes_of(search, found), any(t.rungs for t in search.trials.values())
-    names = [short_names(list(search.begun.space))[key].replace("_", " ") for key in keys]
+    found = importances(search)
+    keys, names = axes_of(search, found), short_names(list(search.plan.space))
     yield "<div class=grid>"
     yield _figure(
         "Where the good values lie",
-        f"Each mark is a trial at its {' and '.join(names)}. Pruned trials are hollow: their mean IU is "
-        "of fewer steps and so lower than it might have become.",
+        f"Each mark is a trial at its {' and '.join(names[key] for key in keys)}. Pruned trials are "
+        "hollow: their mean IU is of less training and so lower than it might have become.",
         folder / "map.png",
-        lambda path: point_map(path, search, keys),
+        point_map(search, keys),
     )
-    if scored:
-        yield _figure(
-            "How they learned",
-            "Mean IU on the validation images; a dot is a rung, at which a trial may be pruned.",
-            folder / "curves.png",
-            lambda path: curves(path, search),
-        )
-    yield from _influences(search, found, folder)
-    if scored:
-        yield _figure(
-            "How far they came",
-            "Trials that were scored at each rung.",
-            folder / "survival.png",
-            lambda path: survival_bars(path, search),
-        )
+    if any(trial.scores for trial in search.trials.values()):
+        note = "Mean IU on the validation images; at some of the dots a trial may be pruned."
+        yield _figure("How they learned", note, folder / "curves.png", curves(search))
+        yield _importance(search, found, folder)
+        note = "Trials that were scored at each validation."
+        yield _figure("How far they came", note, folder / "survival.png", survival_bars(search))
     yield "</div>"
 
 
-def _influences(search: Search, found: Sensitivity | None, folder: Path) -> Iterable[str]:
+def _importance(search: Search, found: Importances | None, folder: Path) -> str:
     title = "What mattered"
     if found is None:
-        yield (
+        return (
             f"<figure><h2>{title}</h2><p class=note>Fewer than {MIN_TRIALS} trials were scored at the "
-            "same step: too few to tell one dimension's influence from another's.</p></figure>"
+            "same validation: too few to tell one dimension's influence from another's.</p></figure>"
         )
-        return
-    path = folder / "sensitivity.png"
-    names = short_names(list(search.begun.space))
+    names = short_names(list(search.plan.space))
     trends = [
-        f"{names[i.key].replace('_', ' ')} {i.rank_correlation:+.2f}"
-        for i in found.influences
-        if i.rank_correlation is not None
+        f"{names[each.key]} {each.rank_correlation:+.2f}"
+        for each in found.dimensions
+        if each.rank_correlation is not None
     ]
-    yield _figure(
-        title,
-        f"From the {found.num_trials} trials scored at step {found.step}, the latest at which as many "
-        "were scored as ever. The bar is how much of the variance of mean IU a parabola in that "
-        "dimension alone follows (for a choice: the means of its values). The black line is where 90 % "
-        "of the bars fall if the trials are drawn again. The red tick is what chance reaches: if no "
-        "dimension mattered at all, in 95 % of searches no bar would cross its tick; a bar short of it, "
-        "drawn grey, says nothing. From few trials little can be told, and trials that failed before "
-        "that step are not counted."
-        + (f" Rank correlation (+1: more is better): {', '.join(trends)}." if trends else ""),
-        path,
-        lambda path: influence_bars(path, found, list(search.begun.space)),
+    note = (
+        f"From the {found.num_trials} trials scored after {found.images:,} images. The bar is how much "
+        "of the variance of mean IU a parabola in that dimension alone follows (for a choice: the means "
+        "of its values). The black line is where 90 % of the bars fall if the trials are drawn again. "
+        "The red tick is what chance reaches: if no dimension mattered, in 95 % of searches no bar would "
+        "cross its tick; a bar short of it, drawn grey, says nothing."
+    )
+    if trends:
+        note += f" Rank correlation (+1: more is better): {', '.join(trends)}."
+    return _figure(
+        title, note, folder / "importance.png", importance_bars(found, list(search.plan.space))
     )
 
 
-def _figure(title: str, note: str, path: Path, draw: Callable[[Path], None]) -> str:
-    draw(path)
-    data = base64.b64encode(path.read_bytes()).decode()
+def _figure(title: str, note: str, path: Path, figure: Figure) -> str:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    path.write_bytes(content.getvalue())
+    data = base64.b64encode(content.getvalue()).decode()
     return (
         f'<figure><h2>{escape(title)}</h2><img alt="{escape(title)}" '
         f'src="data:image/png;base64,{data}"><p class=note>{escape(note)}</p></figure>'
     )
 
 
-def _table(search: Search) -> str:
-    names = short_names(list(search.begun.space))
-    heads = "".join(
-        f'<th class=n title="{escape(k)}">{escape(n.replace("_", " "))}</th>'
-        for k, n in names.items()
-    )
+def _table(search: Search) -> Iterable[str]:
+    names = short_names(list(search.plan.space))
+    heads = "".join(f'<th class=n title="{escape(k)}">{escape(n)}</th>' for k, n in names.items())
+    yield "<h2>All trials</h2><div class=wide><table><thead><tr><th class=n>trial</th>"
+    yield f"<th class=n>mean IU</th>{heads}<th class=n>steps</th><th class=n>time</th><th>status</th>"
+    yield "</tr></thead><tbody>"
     best = search.best()
-    rows = "\n".join(_row(trial, best, search.begun.max_steps) for trial in search.ranked())
-    return (
-        "<section><h2>All trials</h2><div class=wide><table><thead><tr><th class=n>trial</th>"
-        f"<th class=n>mean IU</th>{heads}<th class=n>steps</th><th class=n>time</th><th>status</th>"
-        f"</tr></thead><tbody>\n{rows}\n</tbody></table></div></section>"
-    )
+    for trial in search.ranked():
+        values = "".join(
+            f"<td class=n>{escape(word(value))}</td>" for value in trial.point.values()
+        )
+        own = "<small>recipe</small> " if trial.number == 0 else ""
+        yield (
+            f"<tr{' class=top' if trial == best else ''}><td class=n>{own}{trial.number}</td>"
+            f"<td class=n><b>{_score(trial)}</b></td>{values}<td class=n>{trial.steps:,}</td>"
+            f"<td class=n>{_duration(trial.seconds)}</td>"
+            f"<td>{trial.status} <span class=why>{escape(trial.reason)}</span></td></tr>"
+        )
+    yield "</tbody></table></div>"
 
 
-def _row(trial: Trial, best: Trial | None, max_steps: int) -> str:
-    score = "" if trial.mean_iu is None else f"{trial.mean_iu:.4f}"
-    values = "".join(f"<td class=n>{escape(word(value))}</td>" for value in trial.point.values())
-    own = " <small>recipe</small>" if trial.number == 0 else ""
-    reason = f" <span class=why>{escape(trial.reason)}</span>" if trial.reason else ""
-    share = min(100.0, 100 * trial.steps / max_steps)
-    return (
-        f"<tr{' class=top' if trial == best else ''}><td class=n>{own} {trial.number}</td>"
-        f"<td class=n><b>{score}</b></td>{values}"
-        f'<td class=n style="--share:{share:.0f}%"><span class=steps>{trial.steps:,}</span></td>'
-        f"<td class=n>{_duration(trial.seconds)}</td>"
-        f"<td class=what><span class={trial.status}>{trial.status}</span>{reason}</td></tr>"
-    )
+def _score(trial: Trial) -> str:
+    return "" if trial.mean_iu is None else f"{trial.mean_iu:.4f}"
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -234,25 +201,46 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _about(search: Search) -> str:
-    begun = search.begun
-    space = "".join(
-        f"<tr><td><code>{escape(key)}</code></td><td>{escape(_spell(plain))}</td></tr>"
-        for key, plain in begun.space.items()
-    )
-    return (
-        f"<section><h2>What was searched</h2><div class=wide><table>{space}</table></div>"
-        f"<p class=note>Sampler {escape(begun.sampler)}, scheduler {escape(begun.scheduler)}, seed "
-        f"{begun.seed}, at most {begun.max_steps:,} steps a trial. Trial 0 is the recipe as it is. A "
-        "trial's mean IU is the highest of its rungs. The best of many trials is chosen by the same "
-        "images that score it, and so is a little better here than it will be elsewhere.</p></section>"
+def _about(search: Search) -> Iterable[str]:
+    plan = search.plan
+    yield "<h2>What was searched</h2><div class=wide><table>"
+    for key, plain in plan.space.items():
+        kind, values = next(iter(plain.items()))
+        words = (" or " if kind == "choice" else " to ").join(word(value) for value in values)
+        note = {"log": ", log-uniform", "uniform": ", uniform"}.get(kind, "")
+        yield f"<tr><td><code>{escape(key)}</code></td><td>{escape(words)}{note}</td></tr>"
+    yield (
+        f"</table></div><p class=note>Sampler {escape(plan.sampler)}, scheduler "
+        f"{escape(plan.scheduler)}, seed {plan.seed}, at most {plan.max_images:,} images a trial, data "
+        f"{escape(plan.data)}. Trial 0 is the recipe as it is. A trial's mean IU is the highest of its "
+        "validations. The best of many trials is chosen by the same images that score it, and so is a "
+        "little better here than it will be elsewhere.</p>"
     )
 
 
-def _spell(plain: dict[str, JsonValue]) -> str:
-    """A distribution in words."""
-    kind, values = next(iter(plain.items()))
-    words = [word(value) for value in values] if isinstance(values, list) else [word(values)]
-    if kind == "choice":
-        return " or ".join(words)
-    return f"{' to '.join(words)}, {'log-uniform' if kind == 'log' else 'uniform'}"
+def head_line(search: Search, settings: Settings, under_way: str) -> str:
+    """How far a search has come, in a line for the terminal."""
+    words = [f"{len(search.over())} of {settings.trials} trials are over"]
+    words += [
+        f"{count} {status}"
+        for status in ("finished", "pruned", "failed")
+        if (count := search.count(status))  # type: ignore[arg-type]
+    ]
+    if settings.budget_s is not None:
+        left_s = max(0.0, settings.budget_s - search.spent_s)
+        words.append(f"{left_s / 60:.0f} of {settings.budget_s / 60:.0f} min of the budget left")
+    state = f"under way, {under_way}" if under_way else "nobody is at it"
+    return f"{settings.name}: {', '.join(words)}; {state}"
+
+
+def trial_table(search: Search) -> Table:
+    """A trial a row, the best first, for the terminal."""
+    names = short_names(list(search.plan.space))
+    table = Table(box=None)
+    for name in ("trial", "mean IU", *names.values(), "steps", "status"):
+        table.add_column(name, justify="right" if name != "status" else "left")
+    for trial in search.ranked():
+        values = [word(trial.point[key]) for key in names]
+        how = f"{trial.status} {trial.reason}".strip()
+        table.add_row(str(trial.number), _score(trial), *values, f"{trial.steps:,}", how)
+    return table

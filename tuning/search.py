@@ -1,46 +1,62 @@
-"""A search from its beginning, or from where it stands, to its page and its winner."""
+"""A session of a search, from its beginning or from where it stands, to its page and its winner."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
-import threading
-import time
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import ray
-from rich.progress import Progress, TaskID
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 from pipeline import cluster
 from pipeline.config.recipe import Recipe
+from pipeline.data.sampler import steps_per_epoch
 from pipeline.errors import StoppedError, TrainingError
 from pipeline.flow import Flow
 from pipeline.logs import progress_bar
-from pipeline.results import Evaluation
+from pipeline.results import Dataset, Evaluation
+from pipeline.stages.finetune import FinetuneInputs
 from pipeline.storage.store import Store, fingerprint
 from pipeline.training.model import require_receipt
-from tuning.board import start_board
-from tuning.check import check, check_population
-from tuning.events import Journal, SearchBegun
-from tuning.hunt import Hunt, Prepared
-from tuning.records import Search
+from pipeline.training.progress import start_metrics_actor
+from tuning.best import Winner
+from tuning.callbacks import SearchCallback, SearchState
+from tuning.logger import SearchLogger
+from tuning.records import Records, Search, SearchPlan, Trial
 from tuning.report import write_report
-from tuning.samplers import num_trials, sampler
-from tuning.settings import Settings, known_num_train, rungs_of
-from tuning.shelf import Shelf
-from tuning.space import Space, default_space, parse_space
-from tuning.told import SearchLogger
-from tuning.tuner import train_all
-from tuning.winner import Winner
+from tuning.schedulers import Remembering, scheduler_of
+from tuning.searchers import TrialSearcher, count_trials, suggest_by, suggest_from
+from tuning.settings import Settings
+from tuning.space import Space, parse_space
+from tuning.trainable import TrialTask, TrialTrainable
+from tuning.validate import check, default_space, known_num_train
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.5
 MANY = 10**9
 """Images of a data set that nobody has counted: so many that weight decay cannot be inert."""
 STOPS = (signal.SIGINT, signal.SIGTERM)
+NESTED = {"memory": float(1 << 20)}
+"""The process of a trial of several workers takes next to nothing: its workers take what they need."""
+ENVIRONMENT = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV and TensorBoard files beside MLflow
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # how a trial ended is a result without a score
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own state is never restored
+    "RAY_AIR_NEW_OUTPUT": "0",  # the screen is ours
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +72,20 @@ class Result:
     tracking: str
 
 
-def run(recipe: Recipe, settings: Settings) -> Result:
-    """Search, from where the journal of that name stands.
+def run(
+    recipe: Recipe,
+    settings: Settings,
+    scheduler: TrialScheduler | None = None,
+    searcher: Searcher | None = None,
+) -> Result:
+    """Search, from where the records of that name stand.
+
+    Args:
+        recipe: What is searched for.
+        settings: How.
+        scheduler: One of Tune's (or your own) instead of the settings'; `images` is its time, `mean_iu`
+            its metric. Unless it is a `Remembering`, it does not know earlier sessions.
+        searcher: The same for points; its keys are those of the space.
 
     Raises:
         RecipeError: a space that makes no sense, or another search has this name.
@@ -65,30 +93,38 @@ def run(recipe: Recipe, settings: Settings) -> Result:
         TrainingError: too many trials failed.
         StoppedError: SIGINT or SIGTERM came; the same command goes on.
     """
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
     lean = recipe.changed([f"cluster.num_workers={settings.workers}"])
     check_early(lean, settings)
     store = Store(recipe.store)
-    shelf = Shelf(store.folder("searches", settings.name))
-    with store.flow(f"search-{settings.name}"):
+    with store.flow_lock(f"search-{settings.name}"):
         cluster.join(lean.cluster)
-        at_most = settings.concurrent or settings.trials
-        slots = cluster.trials_that_fit(lean.cluster, cluster.living_nodes(), at_most)
+        slots = cluster.trials_that_fit(
+            lean.cluster, cluster.living_nodes(), settings.concurrent or settings.trials
+        )
         key = fingerprint("search", settings.name, science(recipe))
-        with SearchLogger(recipe, store.root, f"search {settings.name}", f"search-{key}") as told:
-            inputs = Inputs(told)
-            begun = _begin(lean, settings, inputs(lean).num_train, slots)
-            space = Space.model_validate(begun.space)
-            trials = num_trials(settings.sampler, space, lean, settings.trials)
+        with SearchLogger(
+            recipe, store.cache, f"search {settings.name}", f"search-{key}"
+        ) as logger:
+            inputs = Inputs(logger)
+            names = [type(own).__name__ if own else None for own in (searcher, scheduler)]
+            plan = _plan(lean, settings, inputs, *names)
+            space = Space.model_validate(plan.space)
+            trials = count_trials(plan.sampler, space, lean, settings.trials)
             settings = settings.model_copy(update={"trials": trials})
-            search = shelf.open(begun, recipe, settings)
-            draw = sampler(settings.sampler, space, lean, settings.seed, settings.trials)
-            hunt = Hunt(
-                *(lean, settings, shelf.folder, Journal(shelf.journal), search, key, draw),
-                *(told, inputs),
-            )
-            with Session(hunt, key, settings.budget_s):
-                train_all(hunt, lean.cluster, slots, shelf.folder / "tune")
-            return _conclude(recipe, hunt, inputs, told)
+            records = Records(store, settings.name)
+            records.begin(plan, recipe, settings)
+            state = SearchState(lean, settings, inputs(lean).num_train, records, logger)
+            state.close_all()
+            if searcher:
+                suggest = suggest_from(searcher, space, lean)
+            else:
+                suggest = suggest_by(plan.sampler, space, lean, settings.seed, trials)
+            task_of = TaskMaker(state, inputs, key)
+            source = TrialSearcher(records, suggest, trials, task_of, state.ending)
+            _fit(state, source, scheduler or scheduler_of(records.search.plan), slots, key)
+            return _conclude(recipe, state)
 
 
 def check_early(recipe: Recipe, settings: Settings) -> None:
@@ -97,51 +133,70 @@ def check_early(recipe: Recipe, settings: Settings) -> None:
     Raises:
         RecipeError: a space that makes no sense.
     """
-    num_train = known_num_train(recipe) or MANY
-    if settings.space or num_train != MANY:
-        _space(recipe, settings, num_train)
+    num_train = known_num_train(recipe)
+    if settings.space or num_train:
+        _space(recipe, settings, num_train or MANY)
 
 
 def science(recipe: Recipe) -> str:
-    """Fingerprint of all of a recipe that decides numbers."""
-    plain = recipe.plain()
+    """Fingerprint of everything in a recipe that decides numbers."""
     where = ("name", "cluster", "tracking", "register", "store")
-    return fingerprint({k: v for k, v in plain.items() if k not in where})
+    return fingerprint({k: v for k, v in recipe.plain().items() if k not in where})
 
 
 class Inputs:
-    """Data set and weights by recipe, computed once and told to the search's run."""
+    """Data set and weights by recipe, computed once and logged to the search's run."""
 
-    def __init__(self, told: SearchLogger) -> None:
-        self._told = told
-        self._known: dict[str, Prepared] = {}
-        self._files: dict[str, list[Path]] = {}
+    def __init__(self, logger: SearchLogger) -> None:
+        self._logger = logger
+        self._known: dict[str, FinetuneInputs] = {}
+        self.digest = ""
+        """Of the data set, which is the same for all trials."""
 
-    def __call__(self, recipe: Recipe) -> Prepared:
-        """What trials of a recipe start from."""
+    def __call__(self, recipe: Recipe) -> FinetuneInputs:
+        """What the first phase of a recipe starts from."""
         plain = recipe.plain()
-        key = fingerprint([plain[part] for part in ("data", "net", "transplant", "seed")])
+        parts = [plain[part] for part in ("data", "net", "transplant", "seed")]
+        key = fingerprint(parts, recipe.finetune.init)
         if key not in self._known:
             self._known[key] = self._prepare(recipe)
         return self._known[key]
 
-    def files(self, split: str) -> list[Path]:
-        """The shards of a split, which is the same for all trials."""
-        return self._files[split]
-
-    def _prepare(self, recipe: Recipe) -> Prepared:
-        results = Flow(recipe).prepare(self._told).results
-        data, surgery = results["ingest"], results.get("transplant")
-        if surgery:
-            require_receipt(surgery.folder)
-        self._files = {split: data.paths(split) for split in data.counts}
-        start = surgery.folder if surgery else None
-        return Prepared(
-            data.paths("train"),
-            data.paths("val"),
-            data.counts["train"],
-            start,
+    def _prepare(self, recipe: Recipe) -> FinetuneInputs:
+        flow = Flow(recipe)
+        results = flow.prepare(self._logger).results
+        data: Dataset = results["ingest"]
+        self.digest = data.digest
+        if "transplant" in results:
+            require_receipt(results["transplant"].folder)
+        return FinetuneInputs(
+            phase=recipe.phases[0],
+            train=flow.shards("train"),
+            val=flow.shards("val"),
+            num_train=data.counts["train"],
+            start=flow.stored("transplant") if "transplant" in results else None,
+            receipt=None,
+            rows={split: data.shard_rows(split) for split in data.files},
         )
+
+
+@dataclass(frozen=True)
+class TaskMaker:
+    """Makes what a trial's process is given."""
+
+    state: SearchState
+    inputs: Inputs
+    key: str
+
+    def __call__(self, trial: Trial) -> dict[str, Any]:
+        """Tune's configuration of a trial."""
+        recipe, records = self.state.recipe_of(trial), self.state.records
+        keys = tuple(step.key for step in Flow(recipe).steps.values() if step.is_phase)
+        folder = records.checkpoints_of(trial.number)
+        task = TrialTask(
+            trial.number, recipe, records.store, folder, self.inputs(recipe), keys, self.key
+        )
+        return {"task": task}
 
 
 def _space(recipe: Recipe, settings: Settings, num_train: int) -> Space:
@@ -150,116 +205,108 @@ def _space(recipe: Recipe, settings: Settings, num_train: int) -> Space:
         parse_space(settings.space, "space") if settings.space else default_space(recipe, num_train)
     )
     check(space, recipe, num_train)
-    if settings.scheduler == "pbt":
-        check_population(space, recipe)
     return space
 
 
-def _begin(recipe: Recipe, settings: Settings, num_train: int, slots: int) -> SearchBegun:
+def _plan(
+    recipe: Recipe, settings: Settings, inputs: Inputs, searcher: str | None, scheduler: str | None
+) -> SearchPlan:
     """What decides the search."""
-    space = _space(recipe, settings, num_train)
-    return SearchBegun(
+    num_train = inputs(recipe).num_train
+    epochs = sum(phase.epochs for phase in recipe.phases)
+    first = min(recipe.finetune.validate_every_epochs, recipe.phases[0].epochs)
+    return SearchPlan(
+        name=settings.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=recipe.name,
         science=science(recipe),
+        data=inputs.digest,
         seed=settings.seed,
-        space=space.model_dump(mode="json"),
-        sampler=settings.sampler,
-        scheduler=settings.scheduler,
+        space=_space(recipe, settings, num_train).model_dump(mode="json"),
+        sampler=searcher or settings.sampler,
+        scheduler=scheduler or settings.scheduler,
         reduction=settings.reduction,
-        rungs=rungs_of(recipe, num_train, settings),
-        slots=slots,
+        max_images=epochs * num_train,
+        max_steps=epochs * steps_per_epoch(num_train, recipe.finetune.global_batch),
+        first_images=first * num_train,
     )
 
 
-class Session:
-    """The driver's time with a search: metrics to MLflow, the screen, the clock, signals."""
+def _fit(
+    state: SearchState, source: TrialSearcher, scheduler: TrialScheduler, slots: int, key: str
+) -> None:
+    """Let Tune train until there are no more trials, or until the session ends."""
+    spec = state.recipe.cluster
+    if isinstance(scheduler, Remembering):
+        scheduler.remember(state.records.search)
+    alone = spec.max_workers == 1
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are logged as trials' ends
+    actor = start_metrics_actor(key)
+    with (
+        tempfile.TemporaryDirectory(prefix="fcn-tune-", ignore_cleanup_errors=True) as folder,
+        progress_bar() as progress,
+        _stopped_by_signals(state),
+    ):
+        tuner = tune.Tuner(
+            tune.with_resources(TrialTrainable, cluster.per_worker(spec) if alone else NESTED),
+            tune_config=tune.TuneConfig(
+                search_alg=source,
+                scheduler=scheduler,
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=alone,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=state.settings.name,
+                storage_path=folder,
+                callbacks=[SearchCallback(state, actor, progress)],
+                failure_config=tune.FailureConfig(max_failures=spec.max_failures),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            ray.kill(actor)
+    state.records.tick()
+    if failure := state.failure or source.failure:
+        raise failure
+    state.close_all()
 
-    def __init__(self, hunt: Hunt, key: str, budget_s: float | None) -> None:
-        self.hunt, self.budget_s = hunt, budget_s
-        self._spent_s, self._began = hunt.search.spent_s, time.monotonic()
-        self._board = start_board(key)
-        self._done = threading.Event()
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._carry, name="search", daemon=True)
 
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._on_signal) for number in STOPS}
-        self._thread.start()
+@contextmanager
+def _stopped_by_signals(state: SearchState) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets trials save and stop; a second one does not wait."""
+    before: dict[signal.Signals, Any] = {}
 
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-        self._thread.join()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        ray.kill(self._board)
-        self.hunt.stop()
-        if self._failure:
-            raise self._failure
-
-    def left_s(self) -> float | None:
-        """Of the budget."""
-        if self.budget_s is None:
-            return None
-        return self.budget_s - self._spent_s - (time.monotonic() - self._began)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.hunt.stopping = f"stopped by {signal.Signals(number).name}"
-        for each, handler in self._before.items():  # a second one does not wait
+    def stop(number: int, frame: FrameType | None) -> None:
+        state.stopped_by = f"stopped by {signal.Signals(number).name}"
+        for each, handler in before.items():
             signal.signal(each, handler)
 
-    def _carry(self) -> None:
-        try:
-            with progress_bar() as progress:
-                bar = progress.add_task("trials", total=self.hunt.settings.trials, note="")
-                while not self._done.wait(POLL_S):
-                    self._look_at_the_clock()
-                    self._drain()
-                    self._show(progress, bar)
-                self._drain()
-                self._show(progress, bar)
-        except Exception as failure:  # noqa: BLE001 - raised again when the block ends
-            self._failure = failure
-            self.hunt.stopping = str(failure)
-            self._board.leave.remote()
-
-    def _look_at_the_clock(self) -> None:
-        left_s = self.left_s()
-        if left_s is not None and left_s <= 0 and not self.hunt.stopping:
-            self.hunt.stopping = "the budget is spent"
-        if self.hunt.stopping:
-            self._board.leave.remote()
-
-    def _drain(self) -> None:
-        for number, rows in ray.get(self._board.drain.remote()):
-            self.hunt.told.metrics(number, rows)
-        self.hunt.told.check()
-
-    def _show(self, progress: Progress, bar: TaskID) -> None:
-        search = self.hunt.search
-        words = [f"{search.count(s)} {s}" for s in ("running", "pruned", "failed")]
-        best = search.best()
-        if best is not None and best.mean_iu is not None:
-            words.insert(0, f"best {best.mean_iu:.4f} (trial {best.number})")
-        left_s = self.left_s()
-        if left_s is not None:
-            words.append(f"{max(0.0, left_s) / 60:.0f} min of the budget left")
-        progress.update(bar, completed=len(search.ended), note="  ".join(words))
+    before.update({number: signal.signal(number, stop) for number in STOPS})
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _conclude(recipe: Recipe, hunt: Hunt, inputs: Inputs, told: SearchLogger) -> Result:
+def _conclude(recipe: Recipe, state: SearchState) -> Result:
     """Page and winner; then say why it ended early, if it did."""
-    search = hunt.search
-    page = write_report(search, hunt.folder / "report")
+    search, logger = state.records.search, state.logger
+    page = write_report(search, state.records.store.cache / state.records.folder / "report")
     best, registered, scores = search.best(), "", None
     if best is not None and best.status == "finished":
-        winner = Winner(recipe, search, best, hunt.fingerprint)
-        net = winner.publish(hunt.trial_folder(best.number))
-        scores = winner.score(net, inputs.files)
-    told.outcome(search, page.parent, scores.metrics() if scores else {})
+        winner = Winner(recipe, best, logger)
+        winner.publish(state.records.checkpoints_of(best.number))
+        scores = winner.score()
+    logger.outcome(search, page.parent, scores.metrics() if scores else {})
     if scores:
-        registered = winner.register(net, scores, told)
-    if hunt.schedule.halted:
-        raise TrainingError(f"the search was ended: {hunt.schedule.halted}; see {page}")
-    if hunt.stopping.startswith("stopped"):
-        raise StoppedError(f"{hunt.stopping}; the same command goes on with the search")
-    return Result(search, page, scores, registered, told.address)
+        registered = winner.register(scores)
+    if state.halted:
+        raise TrainingError(f"the search was ended: {state.halted}; see {page}")
+    if state.stopped_by.startswith("stopped"):
+        raise StoppedError(f"{state.stopped_by}; the same command goes on with the search")
+    return Result(search, page, scores, registered, logger.address)

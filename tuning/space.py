@@ -4,7 +4,7 @@
     finetune.augment.jitter: {uniform: [0, 0.5]}
     finetune.optimizer.head_lr_mult: {choice: [1, 5, 10]}
 
-Whether a search over a space makes sense for a recipe is `tuning.check`'s to say.
+`tuning.validate` checks whether a search over a space makes sense for a recipe.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from pipeline.config.recipe import Recipe, read_yaml
 from pipeline.config.schema import Spec
 from pipeline.data.sampler import seed_of
 from pipeline.errors import RecipeError
-from tuning.decay import INERT_FRAC, run_lr, shrinkage
 
 LR, WEIGHT_DECAY = "finetune.optimizer.lr", "finetune.optimizer.weight_decay"
 
@@ -34,7 +33,37 @@ EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """Numbers such as 1e-4, which YAML 1.1 takes for text."""
 
 
-class Log(Spec):
+class _Range(Spec):
+    """Values between two bounds."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest value."""
+        raise NotImplementedError
+
+    def at(self, fraction: float) -> float:
+        """The value at a fraction of the way from bound to bound."""
+        raise NotImplementedError
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """One value."""
+        return self.at(rng.random())
+
+    def spread(self, count: int) -> list[float]:
+        """Values at equal distances, the bounds among them; the middle if only one is wanted."""
+        return [self.at(f) for f in np.linspace(0, 1, count)] if count > 1 else [self.at(0.5)]
+
+    def ends(self) -> Sequence[JsonValue]:
+        """The bounds."""
+        return self.bounds
+
+    def contains(self, value: JsonValue) -> bool:
+        """Whether a value lies between the bounds."""
+        low, high = self.bounds
+        return isinstance(value, int | float) and low <= value <= high
+
+
+class Log(_Range):
     """Each decade as likely as any other."""
 
     log: Bounds
@@ -45,20 +74,12 @@ class Log(Spec):
         return self.log
 
     def at(self, fraction: float) -> float:
-        """The value at a fraction of the way from bound to bound."""
+        """The value at a fraction of the way, in decades."""
         low, high = self.log
         return float(np.clip(low * (high / low) ** fraction, low, high))
 
-    def draw(self, rng: np.random.Generator) -> float:
-        """One value."""
-        return self.at(rng.random())
 
-    def spread(self, count: int) -> list[float]:
-        """Values at equal distances, the bounds among them; the middle if only one is wanted."""
-        return np.geomspace(*self.log, count).tolist() if count > 1 else [self.at(0.5)]
-
-
-class Uniform(Spec):
+class Uniform(_Range):
     """Each value as likely as any other."""
 
     uniform: Bounds
@@ -69,17 +90,9 @@ class Uniform(Spec):
         return self.uniform
 
     def at(self, fraction: float) -> float:
-        """The value at a fraction of the way from bound to bound."""
+        """The value at a fraction of the way."""
         low, high = self.uniform
         return float(np.clip(low + (high - low) * fraction, low, high))
-
-    def draw(self, rng: np.random.Generator) -> float:
-        """One value."""
-        return self.at(rng.random())
-
-    def spread(self, count: int) -> list[float]:
-        """Values at equal distances, the bounds among them; the middle if only one is wanted."""
-        return np.linspace(*self.uniform, count).tolist() if count > 1 else [self.at(0.5)]
 
 
 class Choice(Spec):
@@ -101,6 +114,14 @@ class Choice(Spec):
     def spread(self, count: int) -> list[JsonValue]:
         """All values, whatever the count."""
         return list(self.choice)
+
+    def ends(self) -> Sequence[JsonValue]:
+        """All values."""
+        return self.choice
+
+    def contains(self, value: JsonValue) -> bool:
+        """Whether it is one of the values."""
+        return value in self.choice
 
 
 Distribution = Log | Uniform | Choice
@@ -202,42 +223,3 @@ def _malformed(key: object, plain: object) -> Iterable[str]:
 def counted(mistakes: list[str]) -> str:
     """How many there are."""
     return "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-
-
-def default_space(recipe: Recipe, num_train: int) -> Space:
-    """Learning rate and weight decay around the recipe's own values, log-uniform.
-
-    The loss is per valid pixel, so a learning rate carries over between image sizes; what is left
-    unknown (backbone, batch, data) is worth a factor of 30 either way: three decades, with rates that
-    diverge at one end and rates that learn nothing at the other.
-    """
-    lr = recipe.finetune.optimizer.lr
-    spans = {LR: (lr / 30, lr * 30), WEIGHT_DECAY: _decay_span(recipe, num_train)}
-    return Space.model_validate({key: {"log": _round(*span)} for key, span in spans.items()})
-
-
-def _decay_span(recipe: Recipe, num_train: int) -> tuple[float, float]:
-    """SGD's decay is part of the gradient, in the loss's own units: it carries over as it is.
-
-    AdamW's is not divided by the size of gradients: what carries over is what it takes from the
-    weights in the run, so the span is that of 0.1 % to all (a sum of 1) at the recipe's own lr,
-    stretched to hold the recipe's own value. That also where SGD's whole span would take nothing.
-    """
-    tune = recipe.finetune.optimizer
-    own = tune.weight_decay
-    if tune.kind == "sgd" and shrinkage(recipe, num_train) * 30 >= INERT_FRAC:
-        return own / 30, own * 30
-    total = run_lr(recipe, num_train)
-    low, high = INERT_FRAC / total, 1 / total
-    return (min(low, own) if own else low), max(high, own)
-
-
-def _round(low: float, high: float) -> tuple[float, float]:
-    """To two digits, for the eye; outwards, so that what was inside stays so."""
-
-    def to_two(value: float, up: int) -> float:
-        rounded = float(f"{value:.1e}")
-        step = 10.0 ** (np.floor(np.log10(value)) - 1)
-        return rounded if (rounded - value) * up >= 0 else float(f"{rounded + up * step:.1e}")
-
-    return to_two(low, -1), to_two(high, 1)

@@ -1,0 +1,327 @@
+"""What happens when Tune has news of a trial: it goes into the records, to MLflow and to the screen."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from rich.progress import Progress, TaskID
+
+from pipeline.config.recipe import Recipe
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.progress import Row
+from pipeline.training.state import HISTORY, History
+from tuning.charts import short_names, word
+from tuning.logger import SearchLogger
+from tuning.records import UNDER_WAY, Records, Search, Trial
+from tuning.settings import Settings
+from tuning.trainable import LEAVE_S, PLACEMENT_GROUP
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+TICK_S = 20.0
+"""A killed session loses so much of its time from the search's clock, at most."""
+MIN_FAILED = 3
+"""Fewer failures never end a search."""
+
+
+@dataclass
+class SearchState:
+    """A session of a search: what it works with, and why it is ending, if it is."""
+
+    recipe: Recipe
+    """With the workers of one trial."""
+    settings: Settings
+    num_train: int
+    records: Records
+    logger: SearchLogger
+    stopped_by: str = ""
+    """A signal, or the budget."""
+    halted: str = ""
+    """Too many failures."""
+    failure: Exception | None = None
+    """An error in a callback, which is raised when Tune has ended."""
+    _forgotten: set[int] = field(default_factory=set)
+
+    def ending(self) -> str:
+        """Why no more trials begin; empty if they do."""
+        return self.stopped_by or self.halted or str(self.failure or "")
+
+    def left_s(self) -> float | None:
+        """Time left of the budget."""
+        budget_s = self.settings.budget_s
+        return None if budget_s is None else budget_s - self.records.spent_s()
+
+    def recipe_of(self, trial: Trial) -> Recipe:
+        """The recipe at a trial's point."""
+        return self.recipe.changed(trial.overrides())
+
+    def close(self, number: int) -> None:
+        """Log a trial that is over or stops; its checkpoints go when MLflow has all of it."""
+        trial = self.records.search.trials[number]
+        recipe = self.recipe_of(trial)
+        self.logger.begin(number, recipe)
+        folder = self.records.checkpoints_of(number)
+        self.logger.end(trial, history(self.records, folder, recipe, self.num_train))
+        self.logger.progress(self.records.search)
+        if trial.status not in UNDER_WAY:
+            self.logger.after(lambda: self._logged(number))
+        log.info("%s", sentence(self.records.search, number))
+        self._look_at_failures()
+
+    def close_all(self) -> None:
+        """Trials that are over, but of which MLflow may lack something."""
+        for trial in self.records.search.over():
+            if not trial.logged:
+                self.close(trial.number)
+
+    def _logged(self, number: int) -> None:
+        self.records.update(number, logged=True)
+        best = self.records.search.best()
+        for trial in self.records.search.over():
+            needed = trial.number == (best and best.number) or not trial.logged
+            if not needed and trial.number not in self._forgotten:
+                self.records.store.remove(self.records.checkpoints_of(trial.number))
+                self._forgotten.add(trial.number)
+
+    def _look_at_failures(self) -> None:
+        over = self.records.search.over()
+        failed = [trial for trial in over if trial.status == "failed"]
+        limit = self.settings.max_failed
+        if len(failed) >= MIN_FAILED and len(failed) > limit * len(over):
+            self.halted = (
+                f"{len(failed)} of the {len(over)} trials that are over failed, more than the "
+                f"{limit:.0%} of --max-failed; the last: {failed[-1].reason}"
+            )
+
+
+class SearchCallback(tune.Callback):
+    """Writes down what Tune says; all of it in the driver's main thread."""
+
+    def __init__(
+        self,
+        state: SearchState,
+        actor: Any,  # noqa: ANN401 - Ray's handle of a MetricsActor
+        progress: Progress,
+    ) -> None:
+        self.state, self.records, self._actor = state, state.records, actor
+        self._progress = progress
+        self._bar: TaskID = progress.add_task("trials", total=state.settings.trials, note="")
+        self._since: dict[int, float] = {}
+        """When each trial began or was last heard of."""
+        self._polled = self._leaving = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles what it could restore; the records are what is restored here
+
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """Its process is there."""
+        number = _number(trial)
+        self._since[number] = time.monotonic()
+
+        def start() -> None:
+            self._free_workers(number)
+            recipe = self.state.recipe_of(self.records.search.trials[number])
+            self.state.logger.begin(number, recipe)
+
+        self._guarded(start)
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        result: dict[str, Any],
+        **info: object,
+    ) -> None:
+        """A validation, and in `done` what the scheduler made of it; or how the trial ended."""
+        number = _number(trial)
+        spent_s = self._spent(number)
+
+        def write() -> None:
+            if "failed" in result:
+                self.records.end(number, "failed", result["failed"], result["step"], spent_s)
+            elif "stopped" in result:
+                self.records.end(number, "stopped", self.state.ending(), result["step"], spent_s)
+            else:
+                self._score(number, result, spent_s)
+
+        self._guarded(write)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """It is over, or Tune stopped it without a result."""
+        number = _number(trial)
+
+        def close() -> None:
+            if self.records.search.trials[number].status == "running":
+                ending = self.state.ending()
+                status = "stopped" if ending else "pruned"
+                self.records.end(
+                    number, status, ending or f"by {self.records.search.plan.scheduler}"
+                )
+            self._drain()
+            self.state.close(number)
+
+        self._guarded(close)
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """Its process was lost; Tune starts it again."""
+        self._guarded(lambda: self._free_workers(_number(trial)))
+        log.warning("trial %d lost its process and goes on (%s)", _number(trial), _why(trial))
+
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """Its process was lost more often than it may be."""
+        number = _number(trial)
+        words = (
+            f"its process was lost {trial.num_failures} times, more than cluster.max_failures: "
+            f"{_why(trial)}"
+        )
+
+        def close() -> None:
+            self._free_workers(number)
+            self.records.end(number, "failed", words)
+            self.state.close(number)
+
+        self._guarded(close)
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: object) -> None:
+        """Every now and then: metrics to MLflow, the clock, the screen."""
+        now = time.monotonic()
+        if now - self._polled < POLL_S:
+            return
+        self._polled = now
+        self._guarded(self._poll)
+        if self.state.ending() and not self._leaving:
+            self._leaving = now
+            self._actor.leave.remote()
+        if self._leaving and now - self._leaving > 2 * LEAVE_S:
+            self._leaving = now
+            signal.raise_signal(signal.SIGUSR1)  # Tune stops what did not stop by itself
+
+    def on_experiment_end(self, trials: list[TuneTrial], **info: object) -> None:
+        """The session ends; what is still under way goes on in the next."""
+
+        def close() -> None:
+            self._drain()
+            for trial in self.records.search.under_way():
+                if trial.status == "running":
+                    self.records.end(trial.number, "stopped", self.state.ending())
+                    self._free_workers(trial.number)
+                    self.state.close(trial.number)
+
+        self._guarded(close)
+
+    def _score(self, number: int, result: dict[str, Any], spent_s: float) -> None:
+        images, mean_iu, plan = result["images"], result["mean_iu"], self.records.search.plan
+        changes: dict[str, Any] = {}
+        if images >= plan.max_images:
+            changes = {"status": "finished"}
+        elif result.get("done"):
+            share = images / plan.max_images
+            reason = (
+                f"by {plan.scheduler} after {share:.0%} of its training, at mean IU {mean_iu:.4f}"
+            )
+            changes = {"status": "pruned", "reason": reason}
+        self.records.score(number, images, result["step"], mean_iu, spent_s, **changes)
+
+    def _poll(self) -> None:
+        self._drain()
+        if self.records.unwritten_s() > TICK_S:
+            self.records.tick()
+        left_s = self.state.left_s()
+        if left_s is not None and left_s <= 0 and not self.state.stopped_by:
+            self.state.stopped_by = "the budget is spent"
+        search = self.records.search
+        words = [f"{search.count(s)} {s}" for s in ("running", "pruned", "failed")]
+        best = search.best()
+        if best is not None and best.mean_iu is not None:
+            words.insert(0, f"best {best.mean_iu:.4f} (trial {best.number})")
+        if left_s is not None:
+            words.append(f"{max(0.0, left_s) / 60:.0f} min of the budget left")
+        self._progress.update(self._bar, completed=len(search.over()), note="  ".join(words))
+
+    def _drain(self) -> None:
+        rows, texts = ray.get(self._actor.drain.remote())
+        for text in texts:
+            log.warning("%s", text)
+        for number, new in rows.items():
+            self.state.logger.metrics(number, new)
+
+    def _spent(self, number: int) -> float:
+        """Time since the trial was last heard of."""
+        now = time.monotonic()
+        spent_s, self._since[number] = now - self._since.get(number, now), now
+        return spent_s
+
+    def _free_workers(self, number: int) -> None:
+        """Ray Train keeps the resources of a trial's workers if the trial's process was killed."""
+        name = f"{self.records.checkpoints_of(number)}/{PLACEMENT_GROUP}.json"
+        if document := self.records.store.read_json(name):
+            group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(document["id"])))
+            with suppress(Exception):  # it may be gone, or of a Ray that is
+                remove_placement_group(group)
+            self.records.store.files.remove(name)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """An error of ours ends the search in order, and is raised after Tune's end."""
+        try:
+            action()
+        except Exception as failure:  # noqa: BLE001 - raised by the driver
+            self.state.failure = self.state.failure or failure
+
+
+def history(records: Records, folder: str, recipe: Recipe, num_train: int) -> list[Row]:
+    """All metrics of a trial, from its checkpoints; nothing else of them is downloaded."""
+    rows: list[Row] = []
+    before, files = 0, records.store.files
+    for index, phase in enumerate(recipe.phases):
+        checkpoints = Checkpoints(files, f"{folder}/{index}")
+        for name in checkpoints.names():
+            content = files.read(f"{checkpoints.prefix}/{name}/{HISTORY}")
+            with suppress(pa.ArrowInvalid), tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / HISTORY
+                path.write_bytes(content or b"")
+                rows += [(before + step, metrics) for step, metrics in History.read(path).rows()]
+                break
+        before += recipe.num_steps(phase, num_train)
+    return rows
+
+
+def sentence(search: Search, number: int) -> str:
+    """How a trial ended, for a line on the screen."""
+    trial = search.trials[number]
+    names = short_names(list(search.plan.space))
+    point = ", ".join(f"{names[key]} {word(v)}" for key, v in trial.point.items())
+    score = f"mean IU {trial.mean_iu:.4f}; " if trial.mean_iu is not None else ""
+    why = f" ({trial.reason})" if trial.reason else ""
+    return f"trial {number} {trial.status} after step {trial.steps}{why}: {score}{point}"
+
+
+def _number(trial: TuneTrial) -> int:
+    return int(trial.config["number"])
+
+
+def _why(trial: TuneTrial) -> str:
+    error = trial.get_error()
+    return str(error).strip().splitlines()[-1] if error else "its process died"

@@ -1,0 +1,123 @@
+"""Which trials go on: Tune's own schedulers, which are told what they decided in earlier sessions.
+
+Tune forgets a scheduler's state when it begins anew. So each is fed all scores of the records, in the
+order in which they came, by the trial's number; Tune's own trial ids are others in each session.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from tuning.records import Search, SearchPlan
+
+MAX_HALVINGS = 3
+"""More rungs than these would prune on a few percent of the training."""
+MEDIAN_GRACE_FRAC = 0.2
+"""The median rule lets every trial train this share of the whole."""
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """What stands for a trial in a scheduler's memory: the same in all sessions."""
+
+    trial_id: str
+
+
+class Remembering(TrialScheduler):
+    """Mixed into a scheduler of Tune's: it has seen the scores of all sessions.
+
+    Each score counts once, also if a trial reports it again after its process was lost. The recipe's
+    own trial is never pruned, for all others are compared with it.
+    """
+
+    def remember(self, search: Search) -> None:
+        """Take in all scores of earlier sessions."""
+        self._seen: set[tuple[int, int]] = set()
+        scores = [(s.order, t.number, s) for t in search.trials.values() for s in t.scores]
+        for _, number, score in sorted(scores, key=lambda entry: entry[0]):
+            self.decide(number, score.images, score.mean_iu)
+
+    def decide(self, number: int, images: int, mean_iu: float) -> str:
+        """What is to become of a trial after a score."""
+        if (number, images) in self._seen:
+            return TrialScheduler.CONTINUE
+        self._seen.add((number, images))
+        trial = Numbered(str(number))
+        self._know(trial)
+        result = {"images": images, "mean_iu": mean_iu}
+        action = super().on_trial_result(None, trial, result)  # type: ignore[safe-super, arg-type]
+        return TrialScheduler.CONTINUE if number == 0 else action
+
+    def _know(self, trial: Numbered) -> None:
+        """A trial may be new to the scheduler."""
+
+    def on_trial_add(self, tune_controller: TuneController, trial: TuneTrial) -> None:
+        """Nothing: trials are known by number, when their first score comes."""
+
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
+    ) -> str:
+        """As Tune calls it."""
+        if "mean_iu" not in result:
+            return TrialScheduler.CONTINUE
+        return self.decide(trial.config["number"], result["images"], result["mean_iu"])
+
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
+    ) -> None:
+        """Nothing: its scores are known."""
+
+    def on_trial_remove(self, tune_controller: TuneController, trial: TuneTrial) -> None:
+        """Nothing, for the same reason."""
+
+
+class Halving(Remembering, ASHAScheduler):
+    """Asynchronous successive halving (Li et al. 2018): a rung lets the best 1/reduction go on."""
+
+    def _know(self, trial: Numbered) -> None:
+        self._trial_info.setdefault(trial.trial_id, self._brackets[0])
+
+
+class MedianRule(Remembering, MedianStoppingRule):
+    """Median stopping (Golovin et al. 2017): the best score must reach the median of others' means."""
+
+
+def scheduler_of(plan: SearchPlan) -> TrialScheduler:
+    """The scheduler that a search asks for."""
+    if plan.scheduler == "asha":
+        return Halving(
+            time_attr="images",
+            metric="mean_iu",
+            mode="max",
+            max_t=plan.max_images,
+            grace_period=first_rung(plan),
+            reduction_factor=plan.reduction,
+            stop_last_trials=False,
+        )
+    if plan.scheduler == "median":
+        return MedianRule(
+            time_attr="images",
+            metric="mean_iu",
+            mode="max",
+            grace_period=max(plan.first_images, MEDIAN_GRACE_FRAC * plan.max_images),
+            min_time_slice=float("inf"),  # type: ignore[arg-type]  # it never pauses a trial to wait
+        )
+    return FIFOScheduler()
+
+
+def first_rung(plan: SearchPlan) -> int:
+    """Images at the first rung: a validation, near 1/reduction^k of the whole with k as large as fits."""
+    every, halvings = plan.first_images, MAX_HALVINGS
+    while halvings > 1 and plan.max_images / plan.reduction**halvings < every / 2:
+        halvings -= 1
+    return max(1, round(plan.max_images / plan.reduction**halvings / every)) * every

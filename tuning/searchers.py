@@ -1,0 +1,206 @@
+"""Which points are tried: the recipe's own first, then at random, on a grid, or by what is known.
+
+A point is a function of its trial's number, of the seed and of the trials that are over. So a search
+that was killed goes on with the points that it would have had.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from ray.tune.search import Searcher
+
+from pipeline.config.recipe import Recipe
+from pipeline.data.sampler import seed_of
+from tuning.records import Records, Trial
+from tuning.space import Choice, Distribution, Log, Point, Space
+
+log = logging.getLogger(__name__)
+
+NUM_AT_RANDOM = 5
+"""Trials before there is enough to learn from."""
+
+Suggest = Callable[[int, Sequence[Trial]], Point]
+"""The point of a trial, from its number and the trials that are over."""
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class TrialSearcher(Searcher):
+    """What Tune asks for trials: first those that were under way when a session ended, then new ones.
+
+    Args:
+        records: What the search remembers.
+        suggest: Gives the points of new trials.
+        num_trials: Trials of the whole search.
+        config_of: What a trial's process is given.
+        ending: Why no more trials are to begin; empty if they are.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        suggest: Suggest,
+        num_trials: int,
+        config_of: Callable[[Trial], dict[str, Any]],
+        ending: Callable[[], str],
+    ) -> None:
+        super().__init__()
+        self.records, self.suggest_point, self.num_trials = records, suggest, num_trials
+        self.config_of, self.ending = config_of, ending
+        self.failure: Exception | None = None
+        """An error of ours, which Tune would take for one of the trial's."""
+        self._waiting = [trial.number for trial in records.search.under_way()]
+
+    def suggest(self, trial_id: str) -> Any:  # noqa: ANN401 - a word of Tune's, or a configuration
+        """The configuration of the next trial, or that there is none."""
+        try:
+            trial = None if self.failure or self.ending() else self._next()
+            if trial is not None:
+                return {"number": trial.number, **self.config_of(trial)}
+        except Exception as failure:  # noqa: BLE001 - raised when Tune has ended
+            self.failure = failure
+        return Searcher.FINISHED
+
+    def _next(self) -> Trial | None:
+        if self._waiting:
+            return self.records.update(self._waiting.pop(0), status="running", reason="")
+        search = self.records.search
+        number = len(search.trials)
+        if number >= self.num_trials:
+            return None
+        return self.records.add(number, self.suggest_point(number, search.over()))
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: the records know it already."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles what it could restore; the records are what is restored here
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
+
+
+def suggest_by(kind: str, space: Space, recipe: Recipe, seed: int, num_trials: int) -> Suggest:
+    """The points of a sampler; number 0 is the recipe's own."""
+    if kind == "grid":
+        points = space.grid_trials(grid_size(space, num_trials), recipe)
+        return lambda number, over: points[number]
+    if kind == "tpe":
+        return lambda number, over: _tpe(number, over, space, recipe, seed)
+    return lambda number, over: space.trial(number, recipe, seed)
+
+
+def suggest_from(searcher: Searcher, space: Space, recipe: Recipe) -> Suggest:
+    """The points of any searcher of Tune's, whose keys are those of the space.
+
+    It is told of all trials that are over before it is asked. What it decides may depend on what it
+    has heard in this session only, as far as it has no `add_evaluated_point`.
+    """
+    known: set[int] = set()
+
+    def suggest(number: int, over: Sequence[Trial]) -> Point:
+        for trial in over:
+            if trial.number in known:
+                continue
+            known.add(trial.number)
+            value = {searcher.metric or "mean_iu": trial.mean_iu}
+            if trial.number in asked:
+                failed = trial.mean_iu is None
+                searcher.on_trial_complete(
+                    str(trial.number), None if failed else value, error=failed
+                )
+            elif trial.mean_iu is not None:
+                _add(searcher, trial)
+        asked.add(number)
+        return space.own(recipe) if number == 0 else dict(searcher.suggest(str(number)))
+
+    asked: set[int] = set()
+    return suggest
+
+
+def _add(searcher: Searcher, trial: Trial) -> None:
+    try:
+        searcher.add_evaluated_point(dict(trial.point), trial.mean_iu)
+    except (NotImplementedError, ValueError) as error:
+        words = "%s cannot be told of trial %d of an earlier session or outside the space: %s"
+        log.warning(words, type(searcher).__name__, trial.number, error)
+
+
+def grid_size(space: Space, num_trials: int) -> int:
+    """Values of each dimension, so that all combinations and the recipe's own are that many at most."""
+    sizes = itertools.takewhile(
+        lambda size: size == 1 or len(space.grid(size)) < num_trials, range(1, num_trials + 1)
+    )
+    return max(sizes)
+
+
+def count_trials(kind: str, space: Space, recipe: Recipe, wanted: int) -> int:
+    """A grid is whole, and never larger than wanted but for the one point that it has at least."""
+    if kind != "grid":
+        return wanted
+    return min(wanted, len(space.grid_trials(grid_size(space, wanted), recipe)))
+
+
+def _tpe(number: int, over: Sequence[Trial], space: Space, recipe: Recipe, seed: int) -> Point:
+    """Optuna's tree of Parzen estimators over the trials that are over, in a study made anew."""
+    if number == 0:
+        return space.own(recipe)
+    distributions = {key: _distribution(d) for key, d in space.dimensions.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            direction="maximize",
+            sampler=TPESampler(
+                seed=seed_of("tpe", seed, number),
+                n_startup_trials=NUM_AT_RANDOM,
+                multivariate=True,
+            ),
+        )
+        study.add_trials([_frozen(t, distributions) for t in over if _within(t, space)])
+        params = study.ask(distributions).params
+    return {
+        key: json.loads(value) if isinstance(space.dimensions[key], Choice) else value
+        for key, value in params.items()
+    }
+
+
+def _within(trial: Trial, space: Space) -> bool:
+    """Whether its point lies in the space, as the recipe's own need not.
+
+    Optuna cannot be asked: it takes the logarithm of a weight decay of 0.
+    """
+    return all(d.contains(trial.point[key]) for key, d in space.dimensions.items())
+
+
+def _frozen(trial: Trial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    """A trial in Optuna's terms; one that failed counts as pruned without a score, which is worst."""
+    finished = trial.status == "finished"
+    choices = {k for k, d in distributions.items() if isinstance(d, CategoricalDistribution)}
+    return create_trial(
+        state=TrialState.COMPLETE if finished else TrialState.PRUNED,
+        value=trial.mean_iu if finished else None,
+        params={k: json.dumps(v) if k in choices else v for k, v in trial.point.items()},
+        distributions=dict(distributions),
+        intermediate_values={} if trial.status == "failed" else trial.curve,
+    )
+
+
+def _distribution(distribution: Distribution) -> BaseDistribution:
+    if isinstance(distribution, Choice):
+        return CategoricalDistribution([json.dumps(value) for value in distribution.choice])
+    return FloatDistribution(*distribution.bounds, log=isinstance(distribution, Log))
