@@ -171,10 +171,9 @@ class SearchCallback(tune.Callback):
 
         def close() -> None:
             if self.records.search.trials[number].status == "running":
-                ending = self.state.ending()
-                status = "stopped" if ending else "pruned"
+                ending, scheduler = self.state.ending(), self.records.search.plan.scheduler
                 self.records.end(
-                    number, status, ending or f"by {self.records.search.plan.scheduler}"
+                    number, "stopped" if ending else "pruned", ending or f"by {scheduler}"
                 )
             self._drain()
             self.state.close(number)

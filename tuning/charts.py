@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import JsonValue
 
 from tuning.importance import Floats, Importances, coordinates, survival
-from tuning.records import Search, Status
-from tuning.space import LR, WEIGHT_DECAY, Choice, Log, parse_space
+from tuning.records import Search, Status, Trial
+from tuning.space import LR, WEIGHT_DECAY, parse_space
 
 INK, GREY, BLUE, ACCENT = "#1f2933", "#9aa5b1", "#2f6690", "#d1495b"
 COLOURS = "viridis"
@@ -86,19 +86,33 @@ def point_map(search: Search, keys: Sequence[str]) -> Figure:
             axes.scatter([], [], s=60, marker=form, fc=fill, ec=GREY, lw=1.6, label=status)
     if rest := [i for i, t in enumerate(trials) if t.mean_iu is None]:
         axes.scatter(x[rest], y[rest], s=55, marker="x", color=GREY, lw=1.8, label="never scored")
-    rings = (
-        ("recipe", search.trials.get(0), "s", 190, INK),
-        ("best", search.best(), "o", 330, ACCENT),
-    )
-    for name, trial, form, size, colour in rings:
-        if trial:
-            at = trials.index(trial)
-            look = {"marker": form, "fc": "none", "ec": colour, "lw": 1.8}
-            axes.scatter(x[at], y[at], size, zorder=4, **look)
-            axes.scatter([], [], size / 2.5, label=name, **look)
+    _ring(axes, x, y, trials, search.trials.get(0), RECIPE_RING)
+    _ring(axes, x, y, trials, search.best(), BEST_RING)
     if scored:
         figure.colorbar(colours, ax=axes, label="mean IU", pad=0.02).outline.set_visible(False)
     return _with_legend(figure, axes)
+
+
+class Ring(NamedTuple):
+    """What is drawn around a trial."""
+
+    label: str
+    marker: str
+    size: float
+    colour: str
+
+
+RECIPE_RING, BEST_RING = Ring("recipe", "s", 190, INK), Ring("best", "o", 330, ACCENT)
+
+
+def _ring(
+    axes: Axes, x: Floats, y: Floats, trials: Sequence[Trial], trial: Trial | None, ring: Ring
+) -> None:
+    if trial is not None:
+        at, colour, form = trials.index(trial), ring.colour, ring.marker
+        axes.scatter(x[at], y[at], ring.size, marker=form, fc="none", ec=colour, lw=1.8, zorder=4)
+        small = ring.size / 2.5
+        axes.scatter([], [], small, marker=form, fc="none", ec=colour, lw=1.8, label=ring.label)
 
 
 def curves(search: Search) -> Figure:
@@ -160,12 +174,12 @@ def _scale(axes: Axes, side: Literal["x", "y"], search: Search, key: str) -> Flo
     where, categories = coordinates(distribution, [t.point[key] for t in search.trials.values()])
     axis = axes.xaxis if side == "x" else axes.yaxis
     axis.set_label_text(short_names(list(search.plan.space))[key])
-    if isinstance(distribution, Choice):
+    if distribution.choice is not None:
         axis.set_ticks(range(len(categories)), [word(value) for value in categories])
         axes.set(**{f"{side}lim": (-0.5, len(categories) - 0.5)})
         return where + _aside(len(where), np.sin if side == "x" else np.cos)
     low, high = min(distribution.bounds[0], *where), max(distribution.bounds[1], *where)
-    if isinstance(distribution, Log):
+    if distribution.log:
         margin = (high / low) ** 0.06
         axes.set(**{f"{side}scale": "log", f"{side}lim": (low / margin, high * margin)})
     else:

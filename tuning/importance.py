@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from tuning.records import Search
-from tuning.space import Choice, Distribution, Log, parse_space
+from tuning.space import Distribution, parse_space
 
 MIN_TRIALS = 6
 """A parabola goes through any three; with fewer than twice as many nothing can be said."""
@@ -83,8 +83,8 @@ def coordinates(
     Logarithmic ones keep their unit but are held at or above the lower bound: a recipe's own value may
     be 0. A choice's are the positions of its values, of unlisted ones after those.
     """
-    if not isinstance(distribution, Choice):
-        low = distribution.bounds[0] if isinstance(distribution, Log) else -np.inf
+    if distribution.choice is None:
+        low = distribution.bounds[0] if distribution.log else -np.inf
         return np.maximum(np.array(values, dtype=np.float64), low), []
     categories = list(distribution.choice)
     categories += [v for i, v in enumerate(values) if v not in [*categories, *values[:i]]]
@@ -95,7 +95,7 @@ def _importance(
     key: str, distribution: Distribution, values: Sequence[JsonValue], scores: Floats, level: float
 ) -> Importance:
     where, categories = coordinates(distribution, values)
-    if isinstance(distribution, Log):
+    if distribution.log:
         where = np.log10(where)
     choice = bool(categories)
     rng = np.random.default_rng(0)  # the same page from the same records

@@ -22,9 +22,10 @@ from tuning.charts import (
     word,
 )
 from tuning.importance import MIN_TRIALS, Importances, importances
-from tuning.records import Search, Trial
+from tuning.records import Search, Status, Trial
 from tuning.settings import Settings
 
+SHOWN: tuple[Status, ...] = ("finished", "pruned", "failed", "stopped")
 STYLE = """
 body { max-width: 70rem; margin: 0 auto; padding: 1rem; line-height: 1.5; color: #1f2933;
   font-family: system-ui, sans-serif; }
@@ -81,8 +82,7 @@ def _head(search: Search) -> Iterable[str]:
         yield f"<pre>{sets}</pre>"
     trained, saved = search.steps_trained, search.steps_saved
     percent = 100 * saved / (trained + saved) if saved else 0.0
-    shown = [s for s in ("finished", "pruned", "failed", "stopped") if search.count(s)]  # type: ignore[arg-type]
-    words = [f"{search.count(s)} {s}" for s in shown]  # type: ignore[arg-type]
+    words = [f"{search.count(status)} {status}" for status in SHOWN if search.count(status)]
     words.append(f"{trained:,} steps trained, {percent:.0f} % of all saved by pruning")
     yield f"<p>{'; '.join(words)}.</p>"
 
@@ -147,8 +147,8 @@ def _importance(search: Search, found: Importances | None, folder: Path) -> str:
         f"From the {found.num_trials} trials scored after {found.images:,} images. The bar is how much "
         "of the variance of mean IU a parabola in that dimension alone follows (for a choice: the means "
         "of its values). The black line is where 90 % of the bars fall if the trials are drawn again. "
-        "The red tick is what chance reaches: if no dimension mattered, in 95 % of searches no bar would "
-        "cross its tick; a bar short of it, drawn grey, says nothing."
+        "The red tick is what chance reaches: if no dimension mattered, in 95 % of searches no bar "
+        "would cross its tick; a bar short of it, drawn grey, says nothing."
     )
     if trends:
         note += f" Rank correlation (+1: more is better): {', '.join(trends)}."
@@ -221,11 +221,7 @@ def _about(search: Search) -> Iterable[str]:
 def head_line(search: Search, settings: Settings, under_way: str) -> str:
     """How far a search has come, in a line for the terminal."""
     words = [f"{len(search.over())} of {settings.trials} trials are over"]
-    words += [
-        f"{count} {status}"
-        for status in ("finished", "pruned", "failed")
-        if (count := search.count(status))  # type: ignore[arg-type]
-    ]
+    words += [f"{count} {status}" for status in SHOWN[:3] if (count := search.count(status))]
     if settings.budget_s is not None:
         left_s = max(0.0, settings.budget_s - search.spent_s)
         words.append(f"{left_s / 60:.0f} of {settings.budget_s / 60:.0f} min of the budget left")

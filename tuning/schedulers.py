@@ -55,7 +55,7 @@ class Remembering(TrialScheduler):
         trial = Numbered(str(number))
         self._know(trial)
         result = {"images": images, "mean_iu": mean_iu}
-        action = super().on_trial_result(None, trial, result)  # type: ignore[safe-super, arg-type]
+        action = super().on_trial_result(None, trial, result)  # type: ignore[arg-type]
         return TrialScheduler.CONTINUE if number == 0 else action
 
     def _know(self, trial: Numbered) -> None:
@@ -116,7 +116,7 @@ def scheduler_of(plan: SearchPlan) -> TrialScheduler:
 
 
 def first_rung(plan: SearchPlan) -> int:
-    """Images at the first rung: a validation, near 1/reduction^k of the whole with k as large as fits."""
+    """Images at the first rung: a validation, near 1/reduction^k of the whole, with the largest k."""
     every, halvings = plan.first_images, MAX_HALVINGS
     while halvings > 1 and plan.max_images / plan.reduction**halvings < every / 2:
         halvings -= 1

@@ -222,7 +222,7 @@ def _plan(
         science=science(recipe),
         data=inputs.digest,
         seed=settings.seed,
-        space=_space(recipe, settings, num_train).model_dump(mode="json"),
+        space=_space(recipe, settings, num_train).plain(),
         sampler=searcher or settings.sampler,
         scheduler=scheduler or settings.scheduler,
         reduction=settings.reduction,

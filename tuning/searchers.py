@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from pipeline.config.recipe import Recipe
 from pipeline.data.sampler import seed_of
 from tuning.records import Records, Trial
-from tuning.space import Choice, Distribution, Log, Point, Space
+from tuning.space import Distribution, Point, Space
 
 log = logging.getLogger(__name__)
 
@@ -111,34 +111,31 @@ def suggest_from(searcher: Searcher, space: Space, recipe: Recipe) -> Suggest:
     It is told of all trials that are over before it is asked. What it decides may depend on what it
     has heard in this session only, as far as it has no `add_evaluated_point`.
     """
+    asked: set[int] = set()
     known: set[int] = set()
 
     def suggest(number: int, over: Sequence[Trial]) -> Point:
         for trial in over:
-            if trial.number in known:
-                continue
-            known.add(trial.number)
-            value = {searcher.metric or "mean_iu": trial.mean_iu}
-            if trial.number in asked:
-                failed = trial.mean_iu is None
-                searcher.on_trial_complete(
-                    str(trial.number), None if failed else value, error=failed
-                )
-            elif trial.mean_iu is not None:
-                _add(searcher, trial)
+            if trial.number not in known:
+                known.add(trial.number)
+                _inform(searcher, trial, asked=trial.number in asked)
         asked.add(number)
-        return space.own(recipe) if number == 0 else dict(searcher.suggest(str(number)))
+        return space.own(recipe) if number == 0 else dict(searcher.suggest(str(number)) or {})
 
-    asked: set[int] = set()
     return suggest
 
 
-def _add(searcher: Searcher, trial: Trial) -> None:
-    try:
-        searcher.add_evaluated_point(dict(trial.point), trial.mean_iu)
-    except (NotImplementedError, ValueError) as error:
-        words = "%s cannot be told of trial %d of an earlier session or outside the space: %s"
-        log.warning(words, type(searcher).__name__, trial.number, error)
+def _inform(searcher: Searcher, trial: Trial, *, asked: bool) -> None:
+    """Tell a searcher of a trial that is over, whether it gave its point in this session or not."""
+    if asked and trial.number:
+        value = {searcher.metric or "mean_iu": trial.mean_iu} if trial.scores else None
+        searcher.on_trial_complete(str(trial.number), value, error=value is None)
+    elif trial.mean_iu is not None:
+        try:
+            searcher.add_evaluated_point(dict(trial.point), trial.mean_iu)
+        except (NotImplementedError, ValueError) as error:
+            words = "%s cannot be told of trial %d, outside the space or of an earlier session: %s"
+            log.warning(words, type(searcher).__name__, trial.number, error)
 
 
 def grid_size(space: Space, num_trials: int) -> int:
@@ -174,7 +171,7 @@ def _tpe(number: int, over: Sequence[Trial], space: Space, recipe: Recipe, seed:
         study.add_trials([_frozen(t, distributions) for t in over if _within(t, space)])
         params = study.ask(distributions).params
     return {
-        key: json.loads(value) if isinstance(space.dimensions[key], Choice) else value
+        key: json.loads(value) if space.dimensions[key].choice is not None else value
         for key, value in params.items()
     }
 
@@ -201,6 +198,6 @@ def _frozen(trial: Trial, distributions: Mapping[str, BaseDistribution]) -> Froz
 
 
 def _distribution(distribution: Distribution) -> BaseDistribution:
-    if isinstance(distribution, Choice):
+    if distribution.choice is not None:
         return CategoricalDistribution([json.dumps(value) for value in distribution.choice])
-    return FloatDistribution(*distribution.bounds, log=isinstance(distribution, Log))
+    return FloatDistribution(*distribution.bounds, log=distribution.log is not None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,72 +33,15 @@ EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """Numbers such as 1e-4, which YAML 1.1 takes for text."""
 
 
-class _Range(Spec):
-    """Values between two bounds."""
+class Distribution(Spec):
+    """Where the values of a dimension come from; exactly one of the three is given."""
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Lowest and highest value."""
-        raise NotImplementedError
-
-    def at(self, fraction: float) -> float:
-        """The value at a fraction of the way from bound to bound."""
-        raise NotImplementedError
-
-    def draw(self, rng: np.random.Generator) -> float:
-        """One value."""
-        return self.at(rng.random())
-
-    def spread(self, count: int) -> list[float]:
-        """Values at equal distances, the bounds among them; the middle if only one is wanted."""
-        return [self.at(f) for f in np.linspace(0, 1, count)] if count > 1 else [self.at(0.5)]
-
-    def ends(self) -> Sequence[JsonValue]:
-        """The bounds."""
-        return self.bounds
-
-    def contains(self, value: JsonValue) -> bool:
-        """Whether a value lies between the bounds."""
-        low, high = self.bounds
-        return isinstance(value, int | float) and low <= value <= high
-
-
-class Log(_Range):
-    """Each decade as likely as any other."""
-
-    log: Bounds
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Lowest and highest value."""
-        return self.log
-
-    def at(self, fraction: float) -> float:
-        """The value at a fraction of the way, in decades."""
-        low, high = self.log
-        return float(np.clip(low * (high / low) ** fraction, low, high))
-
-
-class Uniform(_Range):
-    """Each value as likely as any other."""
-
-    uniform: Bounds
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Lowest and highest value."""
-        return self.uniform
-
-    def at(self, fraction: float) -> float:
-        """The value at a fraction of the way."""
-        low, high = self.uniform
-        return float(np.clip(low + (high - low) * fraction, low, high))
-
-
-class Choice(Spec):
+    log: Bounds | None = None
+    """Each decade between the bounds is as likely as any other."""
+    uniform: Bounds | None = None
+    """Each value between the bounds is as likely as any other."""
+    choice: tuple[JsonValue, ...] | None = None
     """One of a few values of any kind."""
-
-    choice: tuple[JsonValue, ...]
 
     @field_validator("choice", mode="before")
     @classmethod
@@ -107,29 +50,39 @@ class Choice(Spec):
             return values
         return [float(v) if isinstance(v, str) and EXPONENT.fullmatch(v) else v for v in values]
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest value, where it is no choice."""
+        return self.log or self.uniform or (-np.inf, np.inf)
+
+    def ends(self) -> Sequence[JsonValue]:
+        """The bounds, or all values of a choice."""
+        return self.bounds if self.choice is None else self.choice
+
+    def at(self, fraction: float) -> float:
+        """The value at a fraction of the way from bound to bound, in decades if it is logarithmic."""
+        low, high = self.bounds
+        value = low * (high / low) ** fraction if self.log else low + (high - low) * fraction
+        return float(np.clip(value, low, high))
+
     def draw(self, rng: np.random.Generator) -> JsonValue:
         """One value."""
+        if self.choice is None:
+            return self.at(rng.random())
         return self.choice[int(rng.integers(len(self.choice)))]
 
     def spread(self, count: int) -> list[JsonValue]:
-        """All values, whatever the count."""
-        return list(self.choice)
-
-    def ends(self) -> Sequence[JsonValue]:
-        """All values."""
-        return self.choice
+        """Values at equal distances with the bounds, the middle if one is wanted; a choice's values."""
+        if self.choice is not None:
+            return list(self.choice)
+        return [self.at(f) for f in np.linspace(0, 1, count)] if count > 1 else [self.at(0.5)]
 
     def contains(self, value: JsonValue) -> bool:
-        """Whether it is one of the values."""
-        return value in self.choice
-
-
-Distribution = Log | Uniform | Choice
-DISTRIBUTIONS: dict[str, type[Log] | type[Uniform] | type[Choice]] = {
-    "log": Log,
-    "uniform": Uniform,
-    "choice": Choice,
-}
+        """Whether a value lies between the bounds, or is one of the choice."""
+        if self.choice is not None:
+            return value in self.choice
+        low, high = self.bounds
+        return isinstance(value, int | float) and low <= value <= high
 
 
 class Space(RootModel[dict[str, Distribution]]):
@@ -142,6 +95,10 @@ class Space(RootModel[dict[str, Distribution]]):
         """The distribution of each dotted key."""
         return self.root
 
+    def plain(self) -> dict[str, Any]:
+        """As YAML has it; `parse_space` reads it."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     def sample(self, rng: np.random.Generator) -> Point:
         """A point; each dimension is drawn by itself."""
         return {key: distribution.draw(rng) for key, distribution in self.root.items()}
@@ -153,7 +110,7 @@ class Space(RootModel[dict[str, Distribution]]):
 
     def own(self, recipe: Recipe) -> Point:
         """The recipe's own values: the point of every search's first trial, within bounds or not."""
-        return {key: _value(recipe, key) for key in self.root}
+        return {key: value_of(recipe, key) for key in self.root}
 
     def trial(self, number: int, recipe: Recipe, seed: int) -> Point:
         """The point of a random search's trial: 0 is the recipe's own.
@@ -175,7 +132,8 @@ class Space(RootModel[dict[str, Distribution]]):
         return [f"{key}={json.dumps(value)}" for key, value in point.items()]
 
 
-def _value(recipe: Recipe, key: str) -> JsonValue:
+def value_of(recipe: Recipe, key: str) -> JsonValue:
+    """The value of a dotted key."""
     value: Any = recipe.plain()
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -192,12 +150,12 @@ def read_space(path: str) -> Space:
 
 
 def parse_space(tree: dict[str, Any], source: str) -> Space:
-    """A space from plain values, as `Space.model_dump(mode="json")` and YAML give them.
+    """A space from plain values, as `Space.plain` and YAML give them.
 
     Raises:
         RecipeError: all entries that are no distribution, at once.
     """
-    mistakes = [line for key, plain in tree.items() for line in _malformed(key, plain)]
+    mistakes = [line for key, plain in tree.items() if (line := _malformed(key, plain))]
     if not tree:
         mistakes = [f"  nothing to search; write for example {LR}: {{log: [1.0e-5, 1.0e-2]}}"]
     if mistakes:
@@ -205,19 +163,19 @@ def parse_space(tree: dict[str, Any], source: str) -> Space:
     return Space.model_validate(tree)
 
 
-def _malformed(key: object, plain: object) -> Iterable[str]:
+def _malformed(key: object, plain: object) -> str:
+    entry = f"  {key}={json.dumps(plain, default=str)[:60]}"
     kind = next(iter(plain)) if isinstance(plain, dict) and len(plain) == 1 else None
-    if not isinstance(key, str) or kind not in DISTRIBUTIONS or not isinstance(plain, dict):
-        yield (
-            f"  {key}={json.dumps(plain, default=str)[:60]}: write {{log: [LOW, HIGH]}}, "
-            "{uniform: [LOW, HIGH]} or {choice: [A, B]}"
+    if not isinstance(key, str) or kind not in Distribution.model_fields:
+        return (
+            f"{entry}: write {{log: [LOW, HIGH]}}, {{uniform: [LOW, HIGH]}} or {{choice: [A, B]}}"
         )
-        return
     try:
-        DISTRIBUTIONS[kind].model_validate(plain)
+        Distribution.model_validate(plain)
     except ValidationError:
         wanted = "a list of values" if kind == "choice" else "two finite numbers, [LOW, HIGH]"
-        yield f"  {key}={json.dumps(plain, default=str)[:60]}: {kind} takes {wanted}"
+        return f"{entry}: {kind} takes {wanted}"
+    return ""
 
 
 def counted(mistakes: list[str]) -> str:

@@ -161,7 +161,7 @@ class TrialRun:
 
     def report(self, before: int | None = None) -> None:
         """Report validations to Tune, all or those before a step; Tune may stop the trial in here."""
-        for step in sorted(list(self._scores)):
+        for step in sorted(self._scores):
             if before is None or step < before:
                 result = {"images": self.task.images(step), "step": step}
                 tune.report(result | {"mean_iu": self._scores.pop(step)})

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 from pydantic import JsonValue
@@ -20,7 +19,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.data.sampler import seed_of
 from pipeline.errors import RecipeError
 from pipeline.flow import Flow
-from tuning.space import LR, WEIGHT_DECAY, Choice, Distribution, Log, Point, Space, counted
+from tuning.space import LR, WEIGHT_DECAY, Distribution, Point, Space, counted, value_of
 
 STEPS = "a trial of fewer epochs ends its schedule earlier, so at equal images seen it only looks better"
 NOT_SEARCHED = {
@@ -44,6 +43,22 @@ NUM_DRAWN = 24
 INERT_FRAC = 1e-3
 """Decay that shrinks the weights by less than this over the run cannot be seen in a score."""
 OPTIMIZER, HEAD = "finetune.optimizer", "finetune.optimizer.head_lr_mult"
+KIND, INIT = f"{OPTIMIZER}.kind", "finetune.init"
+INERT: tuple[tuple[str, str, tuple[JsonValue, ...], str], ...] = (
+    (f"{OPTIMIZER}.momentum", KIND, ("adamw",), "it is for SGD and the optimiser is AdamW"),
+    (f"{OPTIMIZER}.decay_biases", WEIGHT_DECAY, (0,), "there is no weight decay"),
+    ("finetune.schedule.power", "finetune.schedule.kind", ("fixed",), "fixed rates have no power"),
+    (
+        "finetune.batch_norm",
+        "net.backbone",
+        ("vgg16", "alexnet"),
+        "this backbone has no batch norm",
+    ),
+    ("net.skip_scale", "net.stride", (32,), "a net of stride 32 has no skips"),
+    ("transplant.weights", INIT, ("scratch",), "init is scratch"),
+    ("transplant.preprocessing", INIT, ("scratch",), "init is scratch"),
+)
+"""A key, the key that decides whether it matters, the values at which it cannot, and why."""
 
 
 def check(space: Space, recipe: Recipe, num_train: int) -> None:
@@ -79,9 +94,11 @@ def _of_dimension(key: str, distribution: Distribution, recipe: Recipe) -> list[
         if _within(key, refused):
             return [f"{key}: {why}; take it out of the space"]
     if mistake := _of_distribution(distribution):
-        return [f"{key}={json.dumps(distribution.model_dump(mode='json'))}: {mistake}"]
+        return [
+            f"{key}={json.dumps(distribution.model_dump(mode='json', exclude_none=True))}: {mistake}"
+        ]
     complaints = _refusals(recipe, key, distribution.ends())
-    if not complaints and not isinstance(distribution, Choice):
+    if not complaints and distribution.choice is None:
         complaints = _refusals(recipe, key, [distribution.at(INNER_FRAC)])
     whole = "; for whole numbers write a choice"
     return [c + whole if "valid integer" in c else c for c in complaints]
@@ -92,26 +109,25 @@ def _refusals(recipe: Recipe, key: str, values: Iterable[JsonValue]) -> list[str
     return list(dict.fromkeys(complaints))
 
 
-def _of_distribution(distribution: Distribution) -> str | None:
-    if isinstance(distribution, Choice):
+def _of_distribution(distribution: Distribution) -> str:
+    if distribution.choice is not None:
         distinct = {json.dumps(value, sort_keys=True) for value in distribution.choice}
         found = "one value" if distinct else "no value"
         rule = (
             f"a choice of {found} searches nothing; give two or more, or take it out of the space"
         )
-        return rule if len(distinct) < 2 else None
+        return rule if len(distinct) < 2 else ""
     low, high = distribution.bounds
-    rules = {
-        f"log bounds must be above 0; raise {min(low, high):g} or write uniform": isinstance(
-            distribution, Log
+    rule = ""
+    if distribution.log and min(low, high) <= 0:
+        rule = f"log bounds must be above 0; raise {min(low, high):g} or write uniform"
+    elif low > high:
+        rule = f"the bounds are upside down; write [{high}, {low}]"
+    elif low == high:
+        rule = (
+            "the bounds are equal, which searches nothing; widen them or take it out of the space"
         )
-        and min(low, high) <= 0,
-        f"the bounds are upside down; write [{high}, {low}]": low > high,
-        "the bounds are equal, so nothing is searched; widen them or take it out of the space": (
-            low == high
-        ),
-    }
-    return next((rule for rule, broken in rules.items() if broken), None)
+    return rule
 
 
 def _changed(recipe: Recipe, point: Point) -> tuple[Recipe, list[str]]:
@@ -139,8 +155,10 @@ def _drawn(space: Space, recipe: Recipe) -> list[str]:
 def _inert(space: Space, recipe: Recipe, num_train: int) -> Iterable[str]:
     """Dimensions that cannot matter, whatever the others are."""
     searched = set(space.dimensions)
-    for key, (decided_by, holds, reason) in INERT.items():
-        if key in searched and not any(_within(decided_by, s) for s in searched) and holds(recipe):
+    for key, decided_by, inert, reason in INERT:
+        dimension = space.dimensions.get(decided_by)
+        values = dimension.ends() if dimension else [value_of(recipe, decided_by)]
+        if key in searched and all(value in inert for value in values):
             yield f"{key}: {reason}, so it cannot matter; take it out of the space"
     if (
         recipe.finetune.trainable == "head"
@@ -168,53 +186,13 @@ def _strongest(space: Space, recipe: Recipe) -> Recipe:
     point: Point = {}
     for key, distribution in space.dimensions.items():
         numbers = [v for v in distribution.ends() if isinstance(v, int | float)]
-        if key == f"{OPTIMIZER}.kind":
+        if key == KIND:
             point[key] = "sgd"
         elif key == "finetune.global_batch":
             point[key] = min(numbers)
         elif _within(key, OPTIMIZER) and len(numbers) == len(distribution.ends()):
             point[key] = max(numbers)
     return _changed(recipe, point)[0]
-
-
-class Rule(NamedTuple):
-    """When a key cannot matter."""
-
-    decided_by: str
-    """The key that decides it; if that is searched too, the rule says nothing."""
-    holds: Callable[[Recipe], bool]
-    reason: str
-
-
-INERT = {
-    f"{OPTIMIZER}.momentum": Rule(
-        f"{OPTIMIZER}.kind",
-        lambda r: r.finetune.optimizer.kind == "adamw",
-        "it is for SGD and the optimiser is AdamW",
-    ),
-    f"{OPTIMIZER}.decay_biases": Rule(
-        WEIGHT_DECAY, lambda r: r.finetune.optimizer.weight_decay == 0, "there is no weight decay"
-    ),
-    "finetune.schedule.power": Rule(
-        "finetune.schedule.kind",
-        lambda r: r.finetune.schedule.kind == "fixed",
-        "a fixed schedule has no power",
-    ),
-    "finetune.batch_norm": Rule(
-        "net.backbone",
-        lambda r: r.net.backbone in ("vgg16", "alexnet"),
-        "this backbone has no batch normalisation",
-    ),
-    "net.skip_scale": Rule(
-        "net.stride", lambda r: r.net.stride == 32, "a net of stride 32 has no skips"
-    ),
-    "transplant.weights": Rule(
-        "finetune.init", lambda r: r.finetune.init == "scratch", "init is scratch"
-    ),
-    "transplant.preprocessing": Rule(
-        "finetune.init", lambda r: r.finetune.init == "scratch", "init is scratch"
-    ),
-}
 
 
 def known_num_train(recipe: Recipe) -> int | None:
