@@ -1,13 +1,15 @@
 """What happens when Tune has news of a trial: it goes into the records, to MLflow and to the screen."""
 
+# ruff: noqa: ANN401 - the signatures are those of tune.Callback
+
 from __future__ import annotations
 
 import logging
 import signal
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from pipeline.training.progress import Row
 from pipeline.training.state import HISTORY, History
 from tuning.charts import short_names, word
 from tuning.logger import SearchLogger
-from tuning.records import UNDER_WAY, Records, Search, Trial
+from tuning.records import UNDER_WAY, Records, Search, Status, Trial
 from tuning.settings import Settings
 from tuning.trainable import LEAVE_S, PLACEMENT_GROUP
 
@@ -111,49 +113,31 @@ class SearchState:
 class SearchCallback(tune.Callback):
     """Writes down what Tune says; all of it in the driver's main thread."""
 
-    def __init__(
-        self,
-        state: SearchState,
-        actor: Any,  # noqa: ANN401 - Ray's handle of a MetricsActor
-        progress: Progress,
-    ) -> None:
+    def __init__(self, state: SearchState, actor: Any, progress: Progress) -> None:
         self.state, self.records, self._actor = state, state.records, actor
         self._progress = progress
         self._bar: TaskID = progress.add_task("trials", total=state.settings.trials, note="")
-        self._since: dict[int, float] = {}
+        self._heard: dict[int, float] = {}
         """When each trial began or was last heard of."""
         self._polled = self._leaving = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles what it could restore; the records are what is restored here
+        return {}  # Tune pickles what it could restore; here the records are what is restored
 
-    def on_trial_start(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
-    ) -> None:
-        """Its process is there."""
-        number = _number(trial)
-        self._since[number] = time.monotonic()
-
-        def start() -> None:
+    def on_trial_start(self, *args: Any, **info: Any) -> None:
+        """A trial's process is there."""
+        number = _number(info)
+        self._heard[number] = time.monotonic()
+        with self._keeping_failure():
             self._free_workers(number)
             recipe = self.state.recipe_of(self.records.search.trials[number])
             self.state.logger.begin(number, recipe)
 
-        self._guarded(start)
-
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[TuneTrial],
-        trial: TuneTrial,
-        result: dict[str, Any],
-        **info: object,
-    ) -> None:
+    def on_trial_result(self, *args: Any, **info: Any) -> None:
         """A validation, and in `done` what the scheduler made of it; or how the trial ended."""
-        number = _number(trial)
-        spent_s = self._spent(number)
-
-        def write() -> None:
+        number, result, now = _number(info), info["result"], time.monotonic()
+        spent_s, self._heard[number] = now - self._heard.get(number, now), now
+        with self._keeping_failure():
             if "failed" in result:
                 self.records.end(number, "failed", result["failed"], result["step"], spent_s)
             elif "stopped" in result:
@@ -161,56 +145,45 @@ class SearchCallback(tune.Callback):
             else:
                 self._score(number, result, spent_s)
 
-        self._guarded(write)
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
-    ) -> None:
-        """It is over, or Tune stopped it without a result."""
-        number = _number(trial)
-
-        def close() -> None:
+    def on_trial_complete(self, *args: Any, **info: Any) -> None:
+        """A trial is over, or Tune stopped it without a result."""
+        number, ending = _number(info), self.state.ending()
+        with self._keeping_failure():
             if self.records.search.trials[number].status == "running":
-                ending, scheduler = self.state.ending(), self.records.search.plan.scheduler
-                self.records.end(
-                    number, "stopped" if ending else "pruned", ending or f"by {scheduler}"
-                )
+                scheduler = self.records.search.plan.scheduler
+                status: Status = "stopped" if ending else "pruned"
+                self.records.end(number, status, ending or f"by {scheduler}")
             self._drain()
             self.state.close(number)
 
-        self._guarded(close)
+    def on_trial_recover(self, *args: Any, **info: Any) -> None:
+        """A trial's process was lost; Tune starts it again."""
+        with self._keeping_failure():
+            self._free_workers(_number(info))
+        words = "trial %d lost its process and goes on (%s)"
+        log.warning(words, _number(info), _why(info["trial"]))
 
-    def on_trial_recover(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
-    ) -> None:
-        """Its process was lost; Tune starts it again."""
-        self._guarded(lambda: self._free_workers(_number(trial)))
-        log.warning("trial %d lost its process and goes on (%s)", _number(trial), _why(trial))
-
-    def on_trial_error(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object
-    ) -> None:
-        """Its process was lost more often than it may be."""
-        number = _number(trial)
-        words = (
-            f"its process was lost {trial.num_failures} times, more than cluster.max_failures: "
-            f"{_why(trial)}"
-        )
-
-        def close() -> None:
+    def on_trial_error(self, *args: Any, **info: Any) -> None:
+        """A trial's process was lost more often than it may be."""
+        number, trial = _number(info), info["trial"]
+        with self._keeping_failure():
             self._free_workers(number)
-            self.records.end(number, "failed", words)
+            self.records.end(
+                number,
+                "failed",
+                f"its process was lost {trial.num_failures} times, more than cluster.max_failures: "
+                f"{_why(trial)}",
+            )
             self.state.close(number)
 
-        self._guarded(close)
-
-    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: object) -> None:
+    def on_step_end(self, *args: Any, **info: Any) -> None:
         """Every now and then: metrics to MLflow, the clock, the screen."""
         now = time.monotonic()
         if now - self._polled < POLL_S:
             return
         self._polled = now
-        self._guarded(self._poll)
+        with self._keeping_failure():
+            self._poll()
         if self.state.ending() and not self._leaving:
             self._leaving = now
             self._actor.leave.remote()
@@ -218,18 +191,15 @@ class SearchCallback(tune.Callback):
             self._leaving = now
             signal.raise_signal(signal.SIGUSR1)  # Tune stops what did not stop by itself
 
-    def on_experiment_end(self, trials: list[TuneTrial], **info: object) -> None:
+    def on_experiment_end(self, *args: Any, **info: Any) -> None:
         """The session ends; what is still under way goes on in the next."""
-
-        def close() -> None:
+        with self._keeping_failure():
             self._drain()
             for trial in self.records.search.under_way():
                 if trial.status == "running":
-                    self.records.end(trial.number, "stopped", self.state.ending())
                     self._free_workers(trial.number)
+                    self.records.end(trial.number, "stopped", self.state.ending())
                     self.state.close(trial.number)
-
-        self._guarded(close)
 
     def _score(self, number: int, result: dict[str, Any], spent_s: float) -> None:
         images, mean_iu, plan = result["images"], result["mean_iu"], self.records.search.plan
@@ -267,12 +237,6 @@ class SearchCallback(tune.Callback):
         for number, new in rows.items():
             self.state.logger.metrics(number, new)
 
-    def _spent(self, number: int) -> float:
-        """Time since the trial was last heard of."""
-        now = time.monotonic()
-        spent_s, self._since[number] = now - self._since.get(number, now), now
-        return spent_s
-
     def _free_workers(self, number: int) -> None:
         """Ray Train keeps the resources of a trial's workers if the trial's process was killed."""
         name = f"{self.records.checkpoints_of(number)}/{PLACEMENT_GROUP}.json"
@@ -282,10 +246,11 @@ class SearchCallback(tune.Callback):
                 remove_placement_group(group)
             self.records.store.files.remove(name)
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    @contextmanager
+    def _keeping_failure(self) -> Iterator[None]:
         """An error of ours ends the search in order, and is raised after Tune's end."""
         try:
-            action()
+            yield
         except Exception as failure:  # noqa: BLE001 - raised by the driver
             self.state.failure = self.state.failure or failure
 
@@ -317,8 +282,8 @@ def sentence(search: Search, number: int) -> str:
     return f"trial {number} {trial.status} after step {trial.steps}{why}: {score}{point}"
 
 
-def _number(trial: TuneTrial) -> int:
-    return int(trial.config["number"])
+def _number(info: dict[str, Any]) -> int:
+    return int(info["trial"].config["number"])
 
 
 def _why(trial: TuneTrial) -> str:

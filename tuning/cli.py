@@ -39,41 +39,32 @@ def name_and_store(command: Command) -> Command:
     return click.argument("name")(option(command))
 
 
+OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("--name", str, "Of the search; the recipe's name if not given."),
+    ("--trials", int, "How many.  [default: 20]"),
+    ("--budget", str, "Time to spend, for example 2h or 1h30m."),
+    ("--space", click.Path(), "YAML file; lr and weight decay if not given."),
+    ("--sampler", str, "tpe, random or grid.  [default: tpe]"),
+    ("--scheduler", str, "asha, median or none.  [default: asha]"),
+    ("--reduction", int, "Halving lets one of so many go on.  [default: 3]"),
+    ("--workers", int, "Of each trial.  [default: 1]"),
+    ("--concurrent", int, "Trials side by side.  [default: as many as fit]"),
+    ("--max-failed", float, "Share of failed trials that ends the search.  [default: 0.5]"),
+    ("--seed", int, "Of the points.  [default: 0]"),
+)
+
+
 def search_options(command: Command) -> Command:
     """What a search is asked for."""
-    for option in reversed(
-        (
-            click.option("--name", help="Of the search; the recipe's name if not given."),
-            click.option("--trials", type=int, help="How many.  [default: 20]"),
-            click.option("--budget", help="Time to spend, for example 2h or 1h30m."),
-            click.option(
-                "--space", "path", type=click.Path(), help="YAML; lr and weight decay if not given."
-            ),
-            click.option("--sampler", help="tpe, random or grid.  [default: tpe]"),
-            click.option("--scheduler", help="asha, median or none.  [default: asha]"),
-            click.option(
-                "--reduction", type=int, help="Halving lets one of so many go on.  [default: 3]"
-            ),
-            click.option("--workers", type=int, help="Of each trial.  [default: 1]"),
-            click.option(
-                "--concurrent", type=int, help="Trials side by side.  [default: as many as fit]"
-            ),
-            click.option(
-                "--max-failed",
-                type=float,
-                help="Share of failed trials that ends it.  [default: 0.5]",
-            ),
-            click.option("--seed", type=int, help="Of the points.  [default: 0]"),
-        )
-    ):
-        command = option(command)
+    for name, kind, text in reversed(OPTIONS):
+        command = click.option(name, type=kind, help=text)(command)
     return command
 
 
 @main.command()
 @recipe_arguments
 @search_options
-def search(recipe: str, overrides: tuple[str, ...], path: str | None, **options: object) -> None:
+def search(recipe: str, overrides: tuple[str, ...], space: str | None, **options: object) -> None:
     """Search for the values with which RECIPE learns best; the same command again goes on.
 
     The first trial is the recipe as it is. Each trial is a run in MLflow below that of the search.
@@ -83,8 +74,8 @@ def search(recipe: str, overrides: tuple[str, ...], path: str | None, **options:
 
     loaded = load_recipe(recipe, overrides)
     given = {key: value for key, value in options.items() if value is not None}
-    if path:
-        given["space"] = read_yaml(path, "keys of a recipe with {log: ...} and the like")
+    if space:
+        given["space"] = read_yaml(space, "keys of a recipe with {log: ...} and the like")
     _search(loaded, parse_settings({"name": loaded.name} | given))
 
 

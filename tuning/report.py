@@ -76,9 +76,9 @@ def _head(search: Search) -> Iterable[str]:
         yield "<p>The table below says what became of each.</p>"
     else:
         sets = "\n".join(f"--set {escape(shlex.quote(o))}" for o in best.overrides())
+        by = f"trial {best.number}{_against(search, best)}"
         yield f"<p><span class=big>{best.mean_iu:.4f}</span>"
-        yield f"best mean IU on the validation images, by trial {best.number}"
-        yield f"{_against(search, best)}</p>"
+        yield f"best mean IU on the validation images, by {by}</p>"
         yield f"<pre>{sets}</pre>"
     trained, saved = search.steps_trained, search.steps_saved
     percent = 100 * saved / (trained + saved) if saved else 0.0

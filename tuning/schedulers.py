@@ -4,6 +4,8 @@ Tune forgets a scheduler's state when it begins anew. So each is fed all scores 
 order in which they came, by the trial's number; Tune's own trial ids are others in each session.
 """
 
+# ruff: noqa: ANN401 - the signatures are those of TrialScheduler
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -61,9 +63,6 @@ class Remembering(TrialScheduler):
     def _know(self, trial: Numbered) -> None:
         """A trial may be new to the scheduler."""
 
-    def on_trial_add(self, tune_controller: TuneController, trial: TuneTrial) -> None:
-        """Nothing: trials are known by number, when their first score comes."""
-
     def on_trial_result(
         self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
     ) -> str:
@@ -72,13 +71,14 @@ class Remembering(TrialScheduler):
             return TrialScheduler.CONTINUE
         return self.decide(trial.config["number"], result["images"], result["mean_iu"])
 
-    def on_trial_complete(
-        self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
-    ) -> None:
-        """Nothing: its scores are known."""
+    def on_trial_add(self, *args: Any) -> None:
+        """Nothing, as for the next two: trials are known by number, when their first score comes."""
 
-    def on_trial_remove(self, tune_controller: TuneController, trial: TuneTrial) -> None:
-        """Nothing, for the same reason."""
+    def on_trial_complete(self, *args: Any) -> None:
+        """Nothing."""
+
+    def on_trial_remove(self, *args: Any) -> None:
+        """Nothing."""
 
 
 class Halving(Remembering, ASHAScheduler):

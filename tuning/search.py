@@ -17,7 +17,6 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
 
 from pipeline import cluster
 from pipeline.config.recipe import Recipe
@@ -36,7 +35,7 @@ from tuning.logger import SearchLogger
 from tuning.records import Records, Search, SearchPlan, Trial
 from tuning.report import write_report
 from tuning.schedulers import Remembering, scheduler_of
-from tuning.searchers import TrialSearcher, count_trials, suggest_by, suggest_from
+from tuning.searchers import Suggest, TrialSearcher, count_trials, suggest_by
 from tuning.settings import Settings
 from tuning.space import Space, parse_space
 from tuning.trainable import TrialTask, TrialTrainable
@@ -76,16 +75,16 @@ def run(
     recipe: Recipe,
     settings: Settings,
     scheduler: TrialScheduler | None = None,
-    searcher: Searcher | None = None,
+    suggest: Suggest | None = None,
 ) -> Result:
     """Search, from where the records of that name stand.
 
     Args:
         recipe: What is searched for.
         settings: How.
-        scheduler: One of Tune's (or your own) instead of the settings'; `images` is its time, `mean_iu`
-            its metric. Unless it is a `Remembering`, it does not know earlier sessions.
-        searcher: The same for points; its keys are those of the space.
+        scheduler: One of Tune's, or your own, instead of the settings'; its time is `images`, its metric
+            `mean_iu`. Unless it is a `Remembering`, it does not know earlier sessions.
+        suggest: Gives the points instead of the settings' sampler.
 
     Raises:
         RecipeError: a space that makes no sense, or another search has this name.
@@ -108,8 +107,11 @@ def run(
             recipe, store.cache, f"search {settings.name}", f"search-{key}"
         ) as logger:
             inputs = Inputs(logger)
-            names = [type(own).__name__ if own else None for own in (searcher, scheduler)]
-            plan = _plan(lean, settings, inputs, *names)
+            plan = _plan(lean, settings, inputs)
+            if scheduler:
+                plan = plan.model_copy(update={"scheduler": type(scheduler).__name__})
+            if suggest:
+                plan = plan.model_copy(update={"sampler": suggest.__name__})
             space = Space.model_validate(plan.space)
             trials = count_trials(plan.sampler, space, lean, settings.trials)
             settings = settings.model_copy(update={"trials": trials})
@@ -117,10 +119,7 @@ def run(
             records.begin(plan, recipe, settings)
             state = SearchState(lean, settings, inputs(lean).num_train, records, logger)
             state.close_all()
-            if searcher:
-                suggest = suggest_from(searcher, space, lean)
-            else:
-                suggest = suggest_by(plan.sampler, space, lean, settings.seed, trials)
+            suggest = suggest or suggest_by(plan.sampler, space, lean, settings.seed, trials)
             task_of = TaskMaker(state, inputs, key)
             source = TrialSearcher(records, suggest, trials, task_of, state.ending)
             _fit(state, source, scheduler or scheduler_of(records.search.plan), slots, key)
@@ -208,9 +207,7 @@ def _space(recipe: Recipe, settings: Settings, num_train: int) -> Space:
     return space
 
 
-def _plan(
-    recipe: Recipe, settings: Settings, inputs: Inputs, searcher: str | None, scheduler: str | None
-) -> SearchPlan:
+def _plan(recipe: Recipe, settings: Settings, inputs: Inputs) -> SearchPlan:
     """What decides the search."""
     num_train = inputs(recipe).num_train
     epochs = sum(phase.epochs for phase in recipe.phases)
@@ -223,8 +220,8 @@ def _plan(
         data=inputs.digest,
         seed=settings.seed,
         space=_space(recipe, settings, num_train).plain(),
-        sampler=searcher or settings.sampler,
-        scheduler=scheduler or settings.scheduler,
+        sampler=settings.sampler,
+        scheduler=settings.scheduler,
         reduction=settings.reduction,
         max_images=epochs * num_train,
         max_steps=epochs * steps_per_epoch(num_train, recipe.finetune.global_batch),

@@ -4,11 +4,12 @@ A point is a function of its trial's number, of the seed and of the trials that 
 that was killed goes on with the points that it would have had.
 """
 
+# ruff: noqa: ANN401 - the signatures are those of Searcher
+
 from __future__ import annotations
 
 import itertools
 import json
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,10 +22,9 @@ from ray.tune.search import Searcher
 
 from pipeline.config.recipe import Recipe
 from pipeline.data.sampler import seed_of
+from pipeline.errors import RecipeError
 from tuning.records import Records, Trial
 from tuning.space import Distribution, Point, Space
-
-log = logging.getLogger(__name__)
 
 NUM_AT_RANDOM = 5
 """Trials before there is enough to learn from."""
@@ -36,15 +36,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class TrialSearcher(Searcher):
-    """What Tune asks for trials: first those that were under way when a session ended, then new ones.
-
-    Args:
-        records: What the search remembers.
-        suggest: Gives the points of new trials.
-        num_trials: Trials of the whole search.
-        config_of: What a trial's process is given.
-        ending: Why no more trials are to begin; empty if they are.
-    """
+    """What Tune asks for trials: first those that were under way when a session ended, then new ones."""
 
     def __init__(
         self,
@@ -57,16 +49,17 @@ class TrialSearcher(Searcher):
         super().__init__()
         self.records, self.suggest_point, self.num_trials = records, suggest, num_trials
         self.config_of, self.ending = config_of, ending
-        self.failure: Exception | None = None
-        """An error of ours, which Tune would take for one of the trial's."""
+        self.failure: Exception | None = None  # Tune would take it for one of the trial's
         self._waiting = [trial.number for trial in records.search.under_way()]
 
-    def suggest(self, trial_id: str) -> Any:  # noqa: ANN401 - a word of Tune's, or a configuration
+    def suggest(self, trial_id: str) -> Any:
         """The configuration of the next trial, or that there is none."""
         try:
-            trial = None if self.failure or self.ending() else self._next()
-            if trial is not None:
-                return {"number": trial.number, **self.config_of(trial)}
+            while not self.ending() and (trial := self._next()) is not None:
+                try:
+                    return {"number": trial.number, **self.config_of(trial)}
+                except RecipeError as error:
+                    self.records.end(trial.number, "failed", str(error))
         except Exception as failure:  # noqa: BLE001 - raised when Tune has ended
             self.failure = failure
         return Searcher.FINISHED
@@ -80,19 +73,17 @@ class TrialSearcher(Searcher):
             return None
         return self.records.add(number, self.suggest_point(number, search.over()))
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, *args: Any, **info: Any) -> None:
         """Nothing: the records know it already."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles what it could restore; the records are what is restored here
-
     def save(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
+        """Nothing: the records are what a session begins from, not Tune's files."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, for the same reason."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
 
 def suggest_by(kind: str, space: Space, recipe: Recipe, seed: int, num_trials: int) -> Suggest:
@@ -103,39 +94,6 @@ def suggest_by(kind: str, space: Space, recipe: Recipe, seed: int, num_trials: i
     if kind == "tpe":
         return lambda number, over: _tpe(number, over, space, recipe, seed)
     return lambda number, over: space.trial(number, recipe, seed)
-
-
-def suggest_from(searcher: Searcher, space: Space, recipe: Recipe) -> Suggest:
-    """The points of any searcher of Tune's, whose keys are those of the space.
-
-    It is told of all trials that are over before it is asked. What it decides may depend on what it
-    has heard in this session only, as far as it has no `add_evaluated_point`.
-    """
-    asked: set[int] = set()
-    known: set[int] = set()
-
-    def suggest(number: int, over: Sequence[Trial]) -> Point:
-        for trial in over:
-            if trial.number not in known:
-                known.add(trial.number)
-                _inform(searcher, trial, asked=trial.number in asked)
-        asked.add(number)
-        return space.own(recipe) if number == 0 else dict(searcher.suggest(str(number)) or {})
-
-    return suggest
-
-
-def _inform(searcher: Searcher, trial: Trial, *, asked: bool) -> None:
-    """Tell a searcher of a trial that is over, whether it gave its point in this session or not."""
-    if asked and trial.number:
-        value = {searcher.metric or "mean_iu": trial.mean_iu} if trial.scores else None
-        searcher.on_trial_complete(str(trial.number), value, error=value is None)
-    elif trial.mean_iu is not None:
-        try:
-            searcher.add_evaluated_point(dict(trial.point), trial.mean_iu)
-        except (NotImplementedError, ValueError) as error:
-            words = "%s cannot be told of trial %d, outside the space or of an earlier session: %s"
-            log.warning(words, type(searcher).__name__, trial.number, error)
 
 
 def grid_size(space: Space, num_trials: int) -> int:

@@ -1,15 +1,18 @@
-"""Searches with a known truth, told as an engine tells them."""
+"""Searches with a known truth, recorded as a driver records them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tuning.events import Rung, SearchBegun, TrialBegun, TrialEnded
-from tuning.records import Search
+from pipeline.config.recipe import load_recipe
+from pipeline.storage.store import Store
+from tuning.records import Records, Search, SearchPlan
+from tuning.settings import Settings
 from tuning.space import LR, WEIGHT_DECAY, Point, parse_space
 
 JITTER, UPSCORE = "finetune.augment.jitter", "net.upscore"
@@ -20,11 +23,52 @@ FOUR: dict[str, Any] = {
     UPSCORE: {"choice": ["fixed", "learned"]},
 }
 OWN: Point = {LR: 1e-3, WEIGHT_DECAY: 1e-4, JITTER: 0.2, UPSCORE: "fixed"}
-RUNGS = (20, 60, 200)
+IMAGES = (100, 300, 1000)
+"""Images seen at each validation; a step is 5 images."""
+
+
+def plan(**changes: Any) -> SearchPlan:
+    """A search of trials of 1000 images."""
+    plain: dict[str, Any] = {
+        "name": "made",
+        "created": "2026-01-02T03:04:05+00:00",
+        "recipe": "demo",
+        "seed": 5,
+        "space": parse_space(FOUR, "made").plain(),
+        "sampler": "random",
+        "scheduler": "asha",
+        "max_images": 1000,
+        "max_steps": 200,
+        "first_images": 100,
+    }
+    return SearchPlan(**(plain | changes))
+
+
+def begin(root: Path, settings: Settings | None = None, **changes: Any) -> Records:
+    """The records of a search in a store, from where they stand."""
+    records = Records(Store(root), "made")
+    recipe = load_recipe("demo", [f"store={root}"])
+    records.begin(plan(**changes), recipe, settings or Settings(name="made"))
+    return records
+
+
+class Unwritten(Records):
+    """Records that are kept in memory only."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.name, self.folder, self.store = "made", "searches/made", Nowhere()  # type: ignore[assignment]
+        self.search, self._written_at = Search(plan(**changes)), None
+
+
+class Nowhere:
+    """A store that forgets."""
+
+    def write_json(self, name: str, facts: object) -> None:
+        """Forget it."""
 
 
 def peak(point: Point) -> float:
-    """Mean IU falls by the square of the decades of lr from 2e-3, a little with decay."""
+    """Mean IU falls by the square of the decades of lr from 2e-3."""
     off = math.log10(float(point[LR]) / 2e-3)  # type: ignore[arg-type]
     return 0.72 * math.exp(-0.6 * off**2)
 
@@ -35,64 +79,48 @@ def made(
     truth: Callable[[Point], float] = peak,
     noise: float = 0.02,
 ) -> Search:
-    """What the events tell."""
-    told = events_of(count, space, truth, noise)
-    return Search.fold(event.model_dump_json().encode() for event in told)
-
-
-def events_of(
-    count: int,
-    space: dict[str, Any] | None = None,
-    truth: Callable[[Point], float] = peak,
-    noise: float = 0.02,
-) -> list[Any]:
     """A search in which half of the trials are pruned at each rung; rates above 0.013 diverge."""
-    searched = parse_space(space or FOUR, "made")
+    records = Unwritten(space=parse_space(space or FOUR, "made").plain())
+    fill(records, count, truth, noise)
+    return records.search
+
+
+def fill(
+    records: Records, count: int, truth: Callable[[Point], float] = peak, noise: float = 0.02
+) -> None:
+    """Add so many trials."""
+    searched = parse_space(records.search.plan.space, "made")
     rng = np.random.default_rng(5)
-    begun = SearchBegun(
-        recipe="demo",
-        seed=5,
-        space=searched.model_dump(mode="json"),
-        sampler="random",
-        scheduler="asha",
-        rungs=RUNGS,
-    )
-    events: list[Any] = [begun]
-    seen: dict[int, list[float]] = {step: [] for step in RUNGS}
+    seen: dict[int, list[float]] = {images: [] for images in IMAGES}
     for number in range(count):
         point = searched.sample(rng)
         if number == 0:
             point = {key: OWN.get(key, value) for key, value in point.items()}
-        events.append(TrialBegun(number=number, point=point))
-        events += _told(number, point, truth(point), rng, seen, noise)
-    return events
+        records.add(number, point)
+        _train(records, number, truth(point), rng, seen, noise)
 
 
-def _told(
+def _train(
+    records: Records,
     number: int,
-    point: Point,
     top: float,
     rng: np.random.Generator,
     seen: dict[int, list[float]],
     noise: float,
-) -> list[Any]:
-    if float(point.get(LR, 0)) > 0.013:  # type: ignore[arg-type]
+) -> None:
+    if float(records.search.trials[number].point.get(LR, 0)) > 0.013:  # type: ignore[arg-type]
         why = "the loss became nan at step 7, on scene-17 & others; a lower lr is the remedy"
-        return [TrialEnded(number=number, status="failed", reason=why, seconds=9, steps=7)]
-    events: list[Any] = []
-    for step in RUNGS:
-        score = top * (1 - math.exp(-step / 50)) + noise * rng.standard_normal()
+        records.end(number, "failed", why, step=7, spent_s=9)
+        return
+    for images in IMAGES:
+        score = top * (1 - math.exp(-images / 250)) + noise * rng.standard_normal()
         score = min(1.0, max(0.0, score))
-        events.append(Rung(number=number, step=step, mean_iu=score))
-        seen[step].append(score)
-        if step < RUNGS[-1] and number and score < np.median(seen[step]):
-            why = f"mean IU {score:.3f} at step {step} is in the lower half"
-            ended = TrialEnded(
-                number=number, status="pruned", reason=why, seconds=step * 0.9 + 8, steps=step
-            )
-            return [*events, ended]
-    seconds = RUNGS[-1] * 0.9 + 8
-    return [
-        *events,
-        TrialEnded(number=number, status="finished", seconds=seconds, steps=RUNGS[-1]),
-    ]
+        seen[images].append(score)
+        if images == IMAGES[-1]:
+            records.score(number, images, images // 5, score, 50, status="finished")
+        elif number and score < np.median(seen[images]):
+            why = f"mean IU {score:.3f} is in the lower half"
+            records.score(number, images, images // 5, score, 50, status="pruned", reason=why)
+            return
+        else:
+            records.score(number, images, images // 5, score, 50)

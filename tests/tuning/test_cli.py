@@ -2,14 +2,14 @@
 
 import pytest
 from click.testing import CliRunner
+from tuning.events import Journal
+from tuning.shelf import shelf_of
 
 from pipeline.config.recipe import load_recipe
 from pipeline.errors import RecipeError
 from tests.tuning.made import events_of
 from tuning.cli import main
-from tuning.events import Journal
 from tuning.settings import Settings
-from tuning.shelf import shelf_of
 
 
 def call(*arguments: str):

@@ -1,4 +1,4 @@
-"""The page of a search: one file, true to the journal, whatever became of the trials."""
+"""The page of a search: one file, true to the records, whatever became of the trials."""
 
 import base64
 import io
@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tuning.made import FOUR, JITTER, OWN, UPSCORE, made
+from tests.tuning.made import FOUR, JITTER, OWN, UPSCORE, Unwritten, made
 from tuning.charts import axes_of, point_map, short_names
-from tuning.events import Rung, TrialBegun, TrialEnded
+from tuning.importance import importances
 from tuning.records import Search
 from tuning.report import write_report
-from tuning.sensitivity import sensitivity
 from tuning.space import LR, WEIGHT_DECAY
 
 VOID = ("meta", "img", "br")
@@ -61,17 +60,13 @@ def reported(search: Search, folder: Path) -> Page:
     return Page(write_report(search, folder))
 
 
-def events(begun, *told) -> Search:
-    return Search.fold(event.model_dump_json().encode() for event in (begun, *told))
-
-
 def pictures(page: Page) -> list[Image.Image]:
     prefix = "data:image/png;base64,"
     assert all(link.startswith(prefix) for link in page.links)
     return [Image.open(io.BytesIO(base64.b64decode(link[len(prefix) :]))) for link in page.links]
 
 
-def test_the_page_says_what_the_journal_says(tmp_path) -> None:
+def test_the_page_says_what_the_records_say(tmp_path) -> None:
     search = made(24)
     best = search.best()
     page = reported(search, tmp_path)
@@ -84,7 +79,7 @@ def test_the_page_says_what_the_journal_says(tmp_path) -> None:
         assert search.count(status) > 0
         assert f"{search.count(status)} {status}" in page.text
     saved = 100 * search.steps_saved / (search.steps_saved + search.steps_trained)
-    assert f"{saved:.0f} % steps saved by pruning" in page.text
+    assert f"{saved:.0f} % of all saved by pruning" in page.text
     assert "17 & others" in page.text
 
 
@@ -103,13 +98,13 @@ def test_the_page_needs_nothing_else_and_its_pictures_are_those_beside_it(tmp_pa
     assert len(drawn) == 4
     beside = [Image.open(p) for p in tmp_path.glob("*.png")]
     assert sorted(p.size for p in drawn) == sorted(p.size for p in beside)
-    text = (tmp_path / "search.html").read_text()
+    text = (tmp_path / "search-made-2026-01-02.html").read_text()
     assert "url(" not in text
     assert "@import" not in text
     assert not re.search(r"https?://", text)
 
 
-def test_the_same_journal_gives_the_same_page(tmp_path) -> None:
+def test_the_same_records_give_the_same_page(tmp_path) -> None:
     first, second = (write_report(made(8), tmp_path / name) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
     write_report(made(9), tmp_path / "a")
@@ -119,7 +114,7 @@ def test_the_same_journal_gives_the_same_page(tmp_path) -> None:
 
 def test_the_map_rings_the_trial_of_the_highest_mean_iu(tmp_path) -> None:
     search = made(24)
-    point_map(tmp_path / "map.png", search, [LR, WEIGHT_DECAY])
+    point_map(search, [LR, WEIGHT_DECAY]).savefig(tmp_path / "map.png")
     rgb = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
     ring = np.argwhere(np.abs(rgb - (0xD1, 0x49, 0x5B)).sum(-1) < 12)
     rows, columns = ring[ring[:, 0] < 0.8 * len(rgb)].T  # without the legend
@@ -130,21 +125,17 @@ def test_the_map_rings_the_trial_of_the_highest_mean_iu(tmp_path) -> None:
 def test_one_trial_makes_a_page(tmp_path) -> None:
     page = reported(made(1), tmp_path)
     assert "by trial 0, the recipe as it is" in page.text
-    assert "1 trial over" in page.text
+    assert "1 trial of demo over" in page.text
     assert "too few to tell" in page.text
     assert len(pictures(page)) == 3
 
 
 def test_a_search_of_failures_says_so(tmp_path) -> None:
-    told = []
+    records = Unwritten()
     for number in range(3):
-        point = {**OWN, LR: 10.0 ** (number - 4)}
-        why = "worker <0> ran out of memory & died"
-        told += [
-            TrialBegun(number=number, point=point),
-            TrialEnded(number=number, status="failed", reason=why, seconds=4000, steps=0),
-        ]
-    page = reported(events(made(0).begun, *told), tmp_path)
+        records.add(number, {**OWN, LR: 10.0 ** (number - 4)})
+        records.end(number, "failed", "worker <0> ran out of memory & died", spent_s=4000)
+    page = reported(records.search, tmp_path)
     assert "No trial came through" in page.text
     assert "worker <0> ran out of memory & died" in page.text
     assert "1 h 06 min" in page.text
@@ -153,16 +144,18 @@ def test_a_search_of_failures_says_so(tmp_path) -> None:
 
 def test_a_search_before_its_first_trial_makes_a_page(tmp_path) -> None:
     page = reported(made(0), tmp_path)
-    assert "0 trials over lr, weight decay, jitter, upscore" in page.text
+    assert "0 trials of demo over lr, weight decay, jitter, upscore" in page.text
     assert "No score yet" in page.text
     assert pictures(page) == []
 
 
 def test_a_search_that_is_under_way_does_not_claim_an_end(tmp_path) -> None:
-    told = [TrialBegun(number=0, point=OWN), Rung(number=0, step=20, mean_iu=0.3)]
-    page = reported(events(made(0).begun, *told), tmp_path)
+    records = Unwritten()
+    records.add(0, OWN)
+    records.score(0, 100, 20, 0.3)
+    page = reported(records.search, tmp_path)
     assert "1 trial not over yet" in page.text
-    assert "It is running after step 20 of 200; no trial has finished" in page.text
+    assert "It is running after 100 of 1,000 images; no trial has finished" in page.text
 
 
 CROP = "finetune.augment.crop_px"
@@ -186,13 +179,10 @@ def test_spaces_of_any_kind_make_a_page(tmp_path, space) -> None:
 
 
 def test_a_recipes_own_value_outside_the_space_is_drawn_too(tmp_path) -> None:
-    own = {**OWN, WEIGHT_DECAY: 0.0, LR: 0.5, UPSCORE: "other"}
-    told = [
-        TrialBegun(number=0, point=own),
-        *(Rung(number=0, step=s, mean_iu=0.3) for s in (20, 60, 200)),
-        TrialEnded(number=0, status="finished", seconds=1, steps=200),
-    ]
-    page = reported(events(made(0).begun, *told), tmp_path)
+    records = Unwritten()
+    records.add(0, {**OWN, WEIGHT_DECAY: 0.0, LR: 0.5, UPSCORE: "other"})
+    records.score(0, 1000, 200, 0.3, status="finished")
+    page = reported(records.search, tmp_path)
     assert "by trial 0" in page.text
 
 
@@ -200,7 +190,7 @@ def test_the_map_is_of_rate_and_decay_or_of_what_mattered_most() -> None:
     assert axes_of(made(24), None) == [LR, WEIGHT_DECAY]
     space = {UPSCORE: FOUR[UPSCORE], WEIGHT_DECAY: FOUR[WEIGHT_DECAY], JITTER: FOUR[JITTER]}
     search = made(24, space, lambda p: 0.7 - p[JITTER])
-    assert axes_of(search, sensitivity(search))[0] == JITTER
+    assert axes_of(search, importances(search))[0] == JITTER
     assert axes_of(search, None) == [UPSCORE, WEIGHT_DECAY]
 
 
@@ -211,11 +201,9 @@ def test_short_names_never_hide_which_key_is_meant() -> None:
 
 def test_text_from_outside_cannot_become_markup(tmp_path) -> None:
     evil = '<script>alert("x")</script>'
-    begun = made(0).begun.model_copy(update={"recipe": evil})
-    told = [
-        TrialBegun(number=0, point={**OWN, UPSCORE: evil}),
-        TrialEnded(number=0, status="failed", reason=evil, seconds=1, steps=0),
-    ]
-    path = write_report(events(begun, *told), tmp_path)
+    records = Unwritten(recipe=evil)
+    records.add(0, {**OWN, UPSCORE: evil})
+    records.end(0, "failed", evil)
+    path = write_report(records.search, tmp_path)
     assert Page(path).text.count(evil) >= 2
     assert evil in unescape(path.read_text())

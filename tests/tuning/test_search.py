@@ -16,20 +16,19 @@ from pipeline.config.schema import TrackingSpec
 from pipeline.tracking.client import TrackingClient
 from tests.conftest import TINY
 from tests.server import Server
-from tuning.records import Search
-from tuning.shelf import Shelf, shelf_of
+from tuning.records import Records, Search, Trial, records_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
-def command(store: Path, verb: str, *arguments: str) -> list[str]:
+def command(verb: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "tuning", verb, *arguments]
 
 
-def search(store: Path, *arguments: str) -> list[str]:
-    """A search of trials of 4 epochs of 3 steps, two at a time."""
+def search(store: Path | str, *arguments: str, concurrent: str = "1") -> list[str]:
+    """A search of trials of 4 epochs of 3 steps, one at a time."""
     values = [f"--set={value}" for value in (*TINY, "finetune.epochs=4", f"store={store}")]
-    return command(store, "search", "demo", *values, "--concurrent", "2", *arguments)
+    return command("search", "demo", *values, "--concurrent", concurrent, *arguments)
 
 
 def run(line: list[str]) -> str:
@@ -44,9 +43,9 @@ def store(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("search") / "store"
 
 
-def so_far(store: Path, name: str) -> Search | None:
-    path = shelf_of(store, name).journal
-    return Search.read(path) if path.exists() and path.stat().st_size else None
+def so_far(store: Path | str, name: str) -> Search | None:
+    records = Records(records_of(store, name).store, name)
+    return records.read()[0] if records.store.read_json(f"{records.folder}/search.json") else None
 
 
 def start(line: list[str], output: Path) -> subprocess.Popen[bytes]:
@@ -54,33 +53,38 @@ def start(line: list[str], output: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(line, stdout=file, stderr=file, start_new_session=True)
 
 
-def wait_for_rungs(store: Path, name: str, count: int, process, output: Path) -> None:
+def wait_for_scores(store: Path, name: str, count: int, process, output: Path) -> None:
     deadline = time.monotonic() + 400
     while True:
         found = so_far(store, name)
-        if found and sum(len(t.rungs) for t in found.trials.values()) >= count:
+        if found and sum(len(t.scores) for t in found.trials.values()) >= count:
             return
         assert process.poll() is None, output.read_text()
         assert time.monotonic() < deadline, output.read_text()
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
-def kill_a_trial() -> None:
-    """SIGKILL to a process that trains one, as soon as there is one."""
-    deadline = time.monotonic() + 60
+def kill_a_process(of: bytes, group: int) -> None:
+    """SIGKILL to a process of a session that does something, as soon as there is one."""
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
-                if b"Trainable.train" in cmdline.read_bytes():
-                    os.kill(int(cmdline.parent.name), signal.SIGKILL)
+                pid = int(cmdline.parent.name)
+                if of in cmdline.read_bytes() and os.getsid(pid) == group:
+                    os.kill(pid, signal.SIGKILL)
                     return
-        time.sleep(0.05)
-    raise AssertionError("no trial is being trained")
+        time.sleep(0.02)
+    raise AssertionError(f"no process does {of.decode()}")
+
+
+def without_times(trial: Trial) -> dict[str, object]:
+    return trial.model_dump(exclude={"seconds"})
 
 
 @pytest.fixture(scope="module")
 def quiet(store, tmp_path_factory) -> Iterator[TrackingClient]:
-    """An undisturbed search, and the server that it told everything."""
+    """An undisturbed search, and the server that got everything."""
     server = Server(tmp_path_factory.mktemp("server"))
     server.start()
     run(search(store, "--trials", "4", "--name", "quiet", f"--set=tracking.uri={server.uri}"))
@@ -88,67 +92,74 @@ def quiet(store, tmp_path_factory) -> Iterator[TrackingClient]:
     server.kill()
 
 
-def test_a_server_is_told_everything_by_trials_side_by_side(store, quiet) -> None:
-    require_all_told(quiet, shelf_of(store, "quiet"))
+def test_a_server_gets_everything(store, quiet) -> None:
+    require_all_logged(quiet, so_far(store, "quiet"))
 
 
 def test_a_search_that_is_killed_is_the_search_that_was_not(store, quiet, tmp_path) -> None:
-    """Driver and Ray killed; then a trial's process; then left alone."""
+    """Driver and Ray killed; then a trial's process; then SIGTERM; then left alone."""
     line, output = search(store, "--trials", "4", "--name", "killed"), tmp_path / "output"
     process = start(line, output)
     try:
-        wait_for_rungs(store, "killed", 2, process, output)
+        wait_for_scores(store, "killed", 2, process, output)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    process = start(command(store, "resume", "killed", "--store", str(store)), output)
+    resume = command("resume", "killed", "--store", str(store))
+    process = start(resume, output)
     try:
-        wait_for_rungs(store, "killed", 3, process, output)
-        kill_a_trial()
+        kill_a_process(b"TrialTrainable", process.pid)
+        wait_for_scores(store, "killed", 5, process, output)
+        process.terminate()
+        assert process.wait(200) != 0
+        assert "stopped by SIGTERM; the same command goes on" in one_line(output)
+        process = start(resume, output)
         assert process.wait(600) == 0, output.read_text()
     finally:
         process.kill()
-    whole, killed = (shelf_of(store, name).read()[0] for name in ("quiet", "killed"))
-    assert list(killed.trials) == list(whole.trials) == list(range(4))
-    assert killed.ended == whole.ended
-    for number, trial in whole.trials.items():
-        other = killed.trials[number]
-        assert (other.point, other.rungs, other.kept) == (trial.point, trial.rungs, trial.kept)
-        assert (other.status, other.reason) == (trial.status, trial.reason)
-    require_all_told(TrackingClient(TrackingSpec(), store), shelf_of(store, "killed"))
+    whole, killed = so_far(store, "quiet"), so_far(store, "killed")
+    assert [without_times(t) for t in killed.trials.values()] == [
+        without_times(t) for t in whole.trials.values()
+    ]
+    require_all_logged(TrackingClient(TrackingSpec(), store), killed)
     require_best_runs(store, killed)
 
 
-def require_all_told(tracker: TrackingClient, shelf: Shelf) -> None:
+def one_line(output: Path) -> str:
+    return re.sub(r"\s+", " ", output.read_text())
+
+
+def require_all_logged(client: TrackingClient, search: Search) -> None:
     """One run for the search, one for each trial; each step once; the page; the challenger."""
-    search = shelf.read()[0]
-    runs = tracker.client.search_runs([tracker.experiment])
-    parent = next(r for r in runs if r.info.run_name == f"search {shelf.folder.name}")
+    runs = client.client.search_runs([client.experiment])
+    parent = next(r for r in runs if r.info.run_name == f"search {search.plan.name}")
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert parent.info.status == "FINISHED"
-    assert len(children) == len(search.trials)
+    assert len(children) == len(search.trials) == 4
     for child in children:
         trial = search.trials[int(child.info.run_name.removeprefix("trial "))]
         assert child.info.status == "FINISHED"
         assert child.data.tags["fcn.ended"].startswith(trial.status)
         assert child.data.tags["fcn.best"] == str(trial == search.best()).lower()
-        steps = [step for step, _ in tracker.history(child.info.run_id, "train/loss")]
+        steps = [step for step, _ in client.history(child.info.run_id, "train/loss")]
         assert steps == list(range(1, trial.steps + 1))
-        scores = dict(tracker.history(child.info.run_id, "val/mean_iu"))
-        assert {step: scores[step] for step in trial.rungs} == trial.rungs
+        scores = dict(client.history(child.info.run_id, "val/mean_iu"))
+        assert scores == {score.step: score.mean_iu for score in trial.scores}
         assert (
             float(child.data.params["finetune.optimizer.lr"])
             == trial.point["finetune.optimizer.lr"]
         )
-    artifacts = {a.path for a in tracker.client.list_artifacts(parent.info.run_id, "report")}
-    assert {"report/search.html", "report/map.png", "report/curves.png"} <= artifacts
-    version = tracker.client.get_model_version_by_alias("demo", "challenger")
+    artifacts = {a.path for a in client.client.list_artifacts(parent.info.run_id, "report")}
+    date = search.plan.created[:10]
+    page = f"report/search-{search.plan.name}-{date}.html"
+    assert {page, "report/map.png", "report/curves.png"} <= artifacts
+    version = client.client.get_model_version_by_alias("demo", "challenger")
     assert float(version.tags["mean_iu"]) == pytest.approx(search.best().mean_iu)
 
 
 def require_best_runs(store: Path, killed: Search) -> None:
     """Its net is not trained again, and the gate decides on the version that is there."""
-    said = run(command(store, "best", "killed", "--store", str(store), "--run"))
+    said = run(command("best", "killed", "--store", str(store), "--run"))
     assert "finetune-8s unchanged" in said
     assert "evaluate unchanged" in said
     assert "models:/demo/1 took @champion" in said
@@ -156,19 +167,50 @@ def require_best_runs(store: Path, killed: Search) -> None:
 
 
 @pytest.mark.slow
-def test_trials_of_two_workers_and_one_that_fails(store, tmp_path) -> None:
-    """The failure is shown with its cause, the others go on."""
+def test_a_search_in_a_bucket_goes_on_after_a_kill(s3, tmp_path) -> None:
+    """Two trials side by side, of which one fails; the failure is shown with its cause."""
     space = tmp_path / "space.yaml"
     space.write_text("finetune.optimizer.lr: {choice: [1.0e+30, 1.0e+29]}")
-    said = run(
-        search(
-            store,
-            *("--trials", "2", "--workers", "2", "--name", "wide", "--space", str(space)),
-            *("--sampler", "random", "--scheduler", "none"),
-        )
+    output = tmp_path / "output"
+    line = search(
+        s3,
+        *("--trials", "2", "--name", "away", "--space", str(space), "--sampler", "random"),
+        concurrent="2",
     )
-    assert "trial 1 failed" in said
-    wide = so_far(store, "wide")
-    assert [t.status for t in wide.trials.values()] == ["finished", "failed"]
-    assert "became nan at step" in wide.trials[1].reason
-    assert wide.trials[0].rungs.keys() == {12}
+    process = start(line, output)
+    try:
+        wait_for_scores(s3, "away", 1, process, output)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    said = run(line)
+    assert "trial 1 failed" in said or so_far(s3, "away").trials[1].status == "failed"
+    found = so_far(s3, "away")
+    assert [t.status for t in found.trials.values()] == ["finished", "failed"]
+    assert "became nan at step" in found.trials[1].reason
+    assert len(found.trials[0].scores) == 4
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_survive_a_killed_worker_and_a_killed_process(
+    store, tmp_path
+) -> None:
+    """On two cores: a trial whose workers were not freed would block the next for ever."""
+    arguments = ("--trials", "3", "--workers", "2", "--sampler", "random", "--seed", "3")
+    run(search(store, *arguments, "--name", "whole"))
+    line = search(store, *arguments, "--name", "wide")
+    output = tmp_path / "output"
+    process = start(line, output)
+    try:
+        wait_for_scores(store, "wide", 1, process, output)
+        kill_a_process(b"RayTrainWorker", process.pid)
+        wait_for_scores(store, "wide", 2, process, output)
+        kill_a_process(b"TrialTrainable", process.pid)
+        assert process.wait(900) == 0, output.read_text()
+    finally:
+        process.kill()
+    whole, wide = so_far(store, "whole"), so_far(store, "wide")
+    assert [without_times(t) for t in wide.trials.values()] == [
+        without_times(t) for t in whole.trials.values()
+    ]
+    assert wide.trials[0].status == "finished"

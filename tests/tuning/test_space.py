@@ -13,9 +13,8 @@ from fcn.optim import freeze_trunk
 from pipeline.config.recipe import load_recipe, recipe_names
 from pipeline.errors import RecipeError
 from pipeline.training.trainer import build_optimizer
-from tuning.check import check
-from tuning.decay import shrinkage
-from tuning.space import LR, WEIGHT_DECAY, Space, default_space, parse_space, read_space
+from tuning.space import LR, WEIGHT_DECAY, Space, parse_space, read_space
+from tuning.validate import check, default_space, shrinkage
 
 JITTER, HEAD = "finetune.augment.jitter", "finetune.optimizer.head_lr_mult"
 FOUR = {
@@ -46,12 +45,12 @@ def test_a_file_is_read_in_its_order_and_survives_as_plain_values(tmp_path) -> N
     )
     found = read_space(str(path))
     assert list(found.dimensions) == [HEAD, LR, "finetune.optimizer.momentum"]
-    assert found.model_dump(mode="json") == {
+    assert found.plain() == {
         HEAD: {"choice": [1, 5, 10]},
         LR: {"log": [1e-5, 1e-2]},
         "finetune.optimizer.momentum": {"choice": [0.9, 0.99]},
     }
-    assert parse_space(found.model_dump(mode="json"), "journal") == found
+    assert parse_space(found.plain(), "journal") == found
 
 
 def test_entries_that_are_no_distribution_are_all_told_at_once() -> None:
@@ -164,7 +163,7 @@ def test_the_default_space_reaches_a_decay_that_acts_where_the_recipes_own_does_
         ({HEAD: {"choice": [5, 5]}}, "a choice of one value"),
         ({JITTER: {"uniform": [0, 1.5]}}, "jitter=1.5: input should be less than or equal to 1"),
         ({"net.backbone": {"choice": ["vgg16", "vgg17"]}}, 'net.backbone="vgg17"'),
-        ({"finetune.epochs": {"choice": [5, 20]}}, "it changes the number of steps"),
+        ({"finetune.epochs": {"choice": [5, 20]}}, "ends its schedule earlier"),
         (
             {"finetune.schedule.warmup_steps": {"uniform": [5, 20]}},
             "for whole numbers write a choice",

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from tests.tuning.made import FOUR, JITTER, RUNGS, UPSCORE, made
-from tuning.sensitivity import MIN_TRIALS, _rank_correlation, sensitivity, shared_step
+from tests.tuning.made import FOUR, IMAGES, JITTER, UPSCORE, made
+from tuning.importance import MIN_TRIALS, importances, rank_correlation
 from tuning.space import LR, WEIGHT_DECAY
 
 
 def test_a_peak_in_the_middle_is_found_though_its_rank_correlation_is_small() -> None:
-    found = sensitivity(made(40))
-    assert found.step == RUNGS[0]
-    first = found.influences[0]
+    found = importances(made(40))
+    assert found.images == IMAGES[0]
+    first = found.dimensions[0]
     assert first.key == LR
     assert first.share > 0.6 > first.chance
     assert first.low < first.share < first.high
-    rest = {i.key: i for i in found.influences[1:]}
+    rest = {i.key: i for i in found.dimensions[1:]}
     assert set(rest) == {WEIGHT_DECAY, JITTER, UPSCORE}
     assert all(i.share < i.chance for i in rest.values())
     assert rest[UPSCORE].rank_correlation is None
@@ -23,43 +23,42 @@ def test_a_peak_in_the_middle_is_found_though_its_rank_correlation_is_small() ->
 
 def test_a_choice_that_matters_is_found() -> None:
     space = {UPSCORE: {"choice": ["fixed", "learned"]}, JITTER: FOUR[JITTER]}
-    found = sensitivity(made(20, space, lambda p: 0.4 + 0.3 * (p[UPSCORE] == "learned")))
-    assert found.influences[0].key == UPSCORE
-    assert found.influences[0].share > 0.7
+    found = importances(made(20, space, lambda p: 0.4 + 0.3 * (p[UPSCORE] == "learned")))
+    assert found.dimensions[0].key == UPSCORE
+    assert found.dimensions[0].share > 0.7
 
 
 def test_a_slope_has_its_sign() -> None:
     space = {JITTER: FOUR[JITTER], WEIGHT_DECAY: FOUR[WEIGHT_DECAY]}
-    found = sensitivity(made(20, space, lambda p: 0.7 - p[JITTER], noise=0.0))
-    assert found.influences[0].key == JITTER
-    assert found.influences[0].share == pytest.approx(1)
-    assert found.influences[0].rank_correlation == pytest.approx(-1)
+    found = importances(made(20, space, lambda p: 0.7 - p[JITTER], noise=0.0))
+    assert found.dimensions[0].key == JITTER
+    assert found.dimensions[0].share == pytest.approx(1)
+    assert found.dimensions[0].rank_correlation == pytest.approx(-1)
 
 
 def test_rank_correlation_is_spearmans_also_with_ties() -> None:
     """Ranks by hand: 1.5 1.5 3 4 and 1 2.5 2.5 4; Pearson's of those is 0.8333."""
     a, b = np.array([2.0, 2.0, 5.0, 9.0]), np.array([1.0, 7.0, 7.0, 8.0])
-    assert _rank_correlation(a, b) == pytest.approx(3.75 / 4.5)
+    assert rank_correlation(a, b) == pytest.approx(3.75 / 4.5)
 
 
 def test_where_nothing_matters_a_bar_crosses_its_tick_in_few_searches(monkeypatch) -> None:
     """At the level of one search in twenty; 8 of 30 would be one chance in ten thousand."""
-    monkeypatch.setattr("tuning.sensitivity.RESAMPLED", 160)  # for speed
+    monkeypatch.setattr("tuning.importance.RESAMPLED", 160)  # for speed
     crossed = 0
     for seed in range(30):
         rng = np.random.default_rng(seed)
         scores = iter(rng.uniform(0.3, 0.7, 12).tolist())
-        found = sensitivity(made(12, truth=lambda p, s=scores: next(s), noise=0.0))
-        crossed += any(i.share > i.chance for i in found.influences)
+        found = importances(made(12, truth=lambda p, s=scores: next(s), noise=0.0))
+        crossed += any(i.share > i.chance for i in found.dimensions)
     assert crossed < 8
 
 
 def test_too_few_trials_say_nothing() -> None:
-    assert sensitivity(made(MIN_TRIALS - 1)) is None
-    assert sensitivity(made(0)) is None
-    assert shared_step(made(0)) is None
+    assert importances(made(MIN_TRIALS - 1)) is None
+    assert importances(made(0)) is None
 
 
 def test_equal_scores_have_no_variance_to_share() -> None:
-    found = sensitivity(made(10, {JITTER: FOUR[JITTER]}, lambda p: 0.5, noise=0.0))
-    assert [i.share for i in found.influences] == [0.0]
+    found = importances(made(10, {JITTER: FOUR[JITTER]}, lambda p: 0.5, noise=0.0))
+    assert [i.share for i in found.dimensions] == [0.0]
