@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from rich.progress import Progress, TaskID
 
 from pipeline.config.recipe import Recipe
+from pipeline.errors import RecipeError
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.progress import Row
 from pipeline.training.state import HISTORY, History
@@ -40,23 +40,30 @@ MIN_FAILED = 3
 """Fewer failures never end a search."""
 
 
-@dataclass
-class SearchState:
-    """A session of a search: what it works with, and why it is ending, if it is."""
+class SearchCallback(tune.Callback):
+    """A session of a search: writes down what Tune says, and knows why the session is ending."""
 
-    recipe: Recipe
-    """With the workers of one trial."""
-    settings: Settings
-    num_train: int
-    records: Records
-    logger: SearchLogger
-    stopped_by: str = ""
-    """A signal, or the budget."""
-    halted: str = ""
-    """Too many failures."""
-    failure: Exception | None = None
-    """An error in a callback, which is raised when Tune has ended."""
-    _forgotten: set[int] = field(default_factory=set)
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: Settings,
+        records: Records,
+        logger: SearchLogger,
+        actor: Any,
+        progress: Progress,
+    ) -> None:
+        self.recipe, self.settings = recipe, settings
+        self.records, self.logger = records, logger
+        self.stopped_by = self.halted = ""
+        """A signal or the budget; too many failures."""
+        self.failure: Exception | None = None
+        """An error of ours, which is raised when Tune has ended."""
+        self._actor, self._progress = actor, progress
+        self._bar: TaskID = progress.add_task("trials", total=settings.trials, note="")
+        self._heard: dict[int, float] = {}
+        """When each trial began or was last heard of."""
+        self._polled = self._leaving = 0.0
+        self._forgotten: set[int] = set()
 
     def ending(self) -> str:
         """Why no more trials begin; empty if they do."""
@@ -71,55 +78,11 @@ class SearchState:
         """The recipe at a trial's point."""
         return self.recipe.changed(trial.overrides())
 
-    def close(self, number: int) -> None:
-        """Log a trial that is over or stops; its checkpoints go when MLflow has all of it."""
-        trial = self.records.search.trials[number]
-        recipe = self.recipe_of(trial)
-        self.logger.begin(number, recipe)
-        folder = self.records.checkpoints_of(number)
-        self.logger.end(trial, history(self.records, folder, recipe, self.num_train))
-        self.logger.progress(self.records.search)
-        if trial.status not in UNDER_WAY:
-            self.logger.after(lambda: self._logged(number))
-        log.info("%s", sentence(self.records.search, number))
-        self._look_at_failures()
-
     def close_all(self) -> None:
-        """Trials that are over, but of which MLflow may lack something."""
+        """Log trials that are over, but of which MLflow may lack something."""
         for trial in self.records.search.over():
             if not trial.logged:
-                self.close(trial.number)
-
-    def _logged(self, number: int) -> None:
-        self.records.update(number, logged=True)
-        best = self.records.search.best()
-        for trial in self.records.search.over():
-            needed = trial.number == (best and best.number) or not trial.logged
-            if not needed and trial.number not in self._forgotten:
-                self.records.store.remove(self.records.checkpoints_of(trial.number))
-                self._forgotten.add(trial.number)
-
-    def _look_at_failures(self) -> None:
-        over = self.records.search.over()
-        failed = [trial for trial in over if trial.status == "failed"]
-        limit = self.settings.max_failed
-        if len(failed) >= MIN_FAILED and len(failed) > limit * len(over):
-            self.halted = (
-                f"{len(failed)} of the {len(over)} trials that are over failed, more than the "
-                f"{limit:.0%} of --max-failed; the last: {failed[-1].reason}"
-            )
-
-
-class SearchCallback(tune.Callback):
-    """Writes down what Tune says; all of it in the driver's main thread."""
-
-    def __init__(self, state: SearchState, actor: Any, progress: Progress) -> None:
-        self.state, self.records, self._actor = state, state.records, actor
-        self._progress = progress
-        self._bar: TaskID = progress.add_task("trials", total=state.settings.trials, note="")
-        self._heard: dict[int, float] = {}
-        """When each trial began or was last heard of."""
-        self._polled = self._leaving = 0.0
+                self._close(trial.number)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles what it could restore; here the records are what is restored
@@ -130,8 +93,8 @@ class SearchCallback(tune.Callback):
         self._heard[number] = time.monotonic()
         with self._keeping_failure():
             self._free_workers(number)
-            recipe = self.state.recipe_of(self.records.search.trials[number])
-            self.state.logger.begin(number, recipe)
+            recipe = self.recipe_of(self.records.search.trials[number])
+            self.logger.begin(number, recipe)
 
     def on_trial_result(self, *args: Any, **info: Any) -> None:
         """A validation, and in `done` what the scheduler made of it; or how the trial ended."""
@@ -141,20 +104,20 @@ class SearchCallback(tune.Callback):
             if "failed" in result:
                 self.records.end(number, "failed", result["failed"], result["step"], spent_s)
             elif "stopped" in result:
-                self.records.end(number, "stopped", self.state.ending(), result["step"], spent_s)
+                self.records.end(number, "stopped", self.ending(), result["step"], spent_s)
             else:
                 self._score(number, result, spent_s)
 
     def on_trial_complete(self, *args: Any, **info: Any) -> None:
         """A trial is over, or Tune stopped it without a result."""
-        number, ending = _number(info), self.state.ending()
+        number, ending = _number(info), self.ending()
         with self._keeping_failure():
             if self.records.search.trials[number].status == "running":
                 scheduler = self.records.search.plan.scheduler
                 status: Status = "stopped" if ending else "pruned"
                 self.records.end(number, status, ending or f"by {scheduler}")
             self._drain()
-            self.state.close(number)
+            self._close(number)
 
     def on_trial_recover(self, *args: Any, **info: Any) -> None:
         """A trial's process was lost; Tune starts it again."""
@@ -174,7 +137,7 @@ class SearchCallback(tune.Callback):
                 f"its process was lost {trial.num_failures} times, more than cluster.max_failures: "
                 f"{_why(trial)}",
             )
-            self.state.close(number)
+            self._close(number)
 
     def on_step_end(self, *args: Any, **info: Any) -> None:
         """Every now and then: metrics to MLflow, the clock, the screen."""
@@ -184,7 +147,7 @@ class SearchCallback(tune.Callback):
         self._polled = now
         with self._keeping_failure():
             self._poll()
-        if self.state.ending() and not self._leaving:
+        if self.ending() and not self._leaving:
             self._leaving = now
             self._actor.leave.remote()
         if self._leaving and now - self._leaving > 2 * LEAVE_S:
@@ -198,8 +161,8 @@ class SearchCallback(tune.Callback):
             for trial in self.records.search.under_way():
                 if trial.status == "running":
                     self._free_workers(trial.number)
-                    self.records.end(trial.number, "stopped", self.state.ending())
-                    self.state.close(trial.number)
+                    self.records.end(trial.number, "stopped", self.ending())
+                    self._close(trial.number)
 
     def _score(self, number: int, result: dict[str, Any], spent_s: float) -> None:
         images, mean_iu, plan = result["images"], result["mean_iu"], self.records.search.plan
@@ -214,13 +177,43 @@ class SearchCallback(tune.Callback):
             changes = {"status": "pruned", "reason": reason}
         self.records.score(number, images, result["step"], mean_iu, spent_s, **changes)
 
+    def _close(self, number: int) -> None:
+        """Log a trial that is over or stops; its checkpoints go when MLflow has all of it."""
+        trial, recipe = self.records.search.trials[number], self.recipe
+        with suppress(RecipeError):  # it failed because the recipe refuses its point
+            recipe = self.recipe_of(trial)
+        self.logger.begin(number, recipe)
+        folder = self.records.checkpoints_of(number)
+        self.logger.end(trial, history(self.records, folder, recipe))
+        self.logger.progress(self.records.search)
+        if trial.status not in UNDER_WAY:
+            self.logger.after(lambda: self._forget(number))
+        log.info("%s", sentence(self.records.search, number))
+        over = self.records.search.over()
+        failed, limit = [t for t in over if t.status == "failed"], self.settings.max_failed
+        if len(failed) >= MIN_FAILED and len(failed) > limit * len(over):
+            self.halted = (
+                f"{len(failed)} of the {len(over)} trials that are over failed, more than the "
+                f"{limit:.0%} of --max-failed; the last: {failed[-1].reason}"
+            )
+
+    def _forget(self, number: int) -> None:
+        """MLflow has all of a trial: only the best one's checkpoints are still needed."""
+        self.records.update(number, logged=True)
+        best = self.records.search.best()
+        for trial in self.records.search.over():
+            needed = trial.number == (best and best.number) or not trial.logged
+            if not needed and trial.number not in self._forgotten:
+                self.records.store.remove(self.records.checkpoints_of(trial.number))
+                self._forgotten.add(trial.number)
+
     def _poll(self) -> None:
         self._drain()
         if self.records.unwritten_s() > TICK_S:
             self.records.tick()
-        left_s = self.state.left_s()
-        if left_s is not None and left_s <= 0 and not self.state.stopped_by:
-            self.state.stopped_by = "the budget is spent"
+        left_s = self.left_s()
+        if left_s is not None and left_s <= 0 and not self.stopped_by:
+            self.stopped_by = "the budget is spent"
         search = self.records.search
         words = [f"{search.count(s)} {s}" for s in ("running", "pruned", "failed")]
         best = search.best()
@@ -235,7 +228,7 @@ class SearchCallback(tune.Callback):
         for text in texts:
             log.warning("%s", text)
         for number, new in rows.items():
-            self.state.logger.metrics(number, new)
+            self.logger.metrics(number, new)
 
     def _free_workers(self, number: int) -> None:
         """Ray Train keeps the resources of a trial's workers if the trial's process was killed."""
@@ -252,13 +245,14 @@ class SearchCallback(tune.Callback):
         try:
             yield
         except Exception as failure:  # noqa: BLE001 - raised by the driver
-            self.state.failure = self.state.failure or failure
+            self.failure = self.failure or failure
 
 
-def history(records: Records, folder: str, recipe: Recipe, num_train: int) -> list[Row]:
+def history(records: Records, folder: str, recipe: Recipe) -> list[Row]:
     """All metrics of a trial, from its checkpoints; nothing else of them is downloaded."""
     rows: list[Row] = []
     before, files = 0, records.store.files
+    num_train = records.search.plan.max_images // sum(phase.epochs for phase in recipe.phases)
     for index, phase in enumerate(recipe.phases):
         checkpoints = Checkpoints(files, f"{folder}/{index}")
         for name in checkpoints.names():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import JsonValue
 
 from tuning.importance import Floats, Importances, coordinates, survival
-from tuning.records import Search, Status, Trial
+from tuning.records import Search, Status
 from tuning.space import LR, WEIGHT_DECAY, parse_space
 
 INK, GREY, BLUE, ACCENT = "#1f2933", "#9aa5b1", "#2f6690", "#d1495b"
@@ -86,33 +86,22 @@ def point_map(search: Search, keys: Sequence[str]) -> Figure:
             axes.scatter([], [], s=60, marker=form, fc=fill, ec=GREY, lw=1.6, label=status)
     if rest := [i for i, t in enumerate(trials) if t.mean_iu is None]:
         axes.scatter(x[rest], y[rest], s=55, marker="x", color=GREY, lw=1.8, label="never scored")
-    _ring(axes, x, y, trials, search.trials.get(0), RECIPE_RING)
-    _ring(axes, x, y, trials, search.best(), BEST_RING)
+    for name, trial in (("recipe", search.trials.get(0)), ("best", search.best())):
+        if trial:
+            _ring(axes, x[trials.index(trial)], y[trials.index(trial)], name)
     if scored:
         figure.colorbar(colours, ax=axes, label="mean IU", pad=0.02).outline.set_visible(False)
     return _with_legend(figure, axes)
 
 
-class Ring(NamedTuple):
-    """What is drawn around a trial."""
-
-    label: str
-    marker: str
-    size: float
-    colour: str
+RINGS = {"recipe": ("s", 190.0, INK), "best": ("o", 330.0, ACCENT)}
+"""Form, area and colour of what is drawn around a trial."""
 
 
-RECIPE_RING, BEST_RING = Ring("recipe", "s", 190, INK), Ring("best", "o", 330, ACCENT)
-
-
-def _ring(
-    axes: Axes, x: Floats, y: Floats, trials: Sequence[Trial], trial: Trial | None, ring: Ring
-) -> None:
-    if trial is not None:
-        at, colour, form = trials.index(trial), ring.colour, ring.marker
-        axes.scatter(x[at], y[at], ring.size, marker=form, fc="none", ec=colour, lw=1.8, zorder=4)
-        small = ring.size / 2.5
-        axes.scatter([], [], small, marker=form, fc="none", ec=colour, lw=1.8, label=ring.label)
+def _ring(axes: Axes, x: float, y: float, name: str) -> None:
+    form, size, colour = RINGS[name]
+    axes.scatter(x, y, size, marker=form, fc="none", ec=colour, lw=1.8, zorder=4)
+    axes.scatter([], [], size / 2.5, marker=form, fc="none", ec=colour, lw=1.8, label=name)
 
 
 def curves(search: Search) -> Figure:

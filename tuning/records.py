@@ -78,29 +78,28 @@ class Trial(Spec):
 
 
 class SearchPlan(Spec):
-    """What decides a search; the same in all its sessions."""
+    """What decides a search; the same in all its sessions, but for `created`."""
 
     name: str
     created: str
     """Date and time of its first session."""
     recipe: str
-    """The recipe's name."""
     science: str = ""
-    """Fingerprint of all in the recipe that decides numbers."""
+    """Fingerprint of everything in the recipe that decides numbers."""
     data: str = ""
     """Digest of the data set."""
     seed: Count
     space: dict[str, Any]
-    """As `Space.model_dump(mode="json")` gives it."""
+    """As `Space.plain` gives it."""
     sampler: str
     scheduler: str
     reduction: Positive = 3
     max_images: Positive
     """Images that a trial has seen at its end."""
-    max_steps: Positive
-    """Optimiser steps of the recipe's own trial to its end."""
     first_images: Positive
-    """Images seen at a trial's first validation."""
+    """Images that it has seen at its first validation."""
+    max_steps: Positive
+    """Optimiser steps of the recipe's own trial."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +124,12 @@ class Search:
     def best(self) -> Trial | None:
         """The finished trial of the highest mean IU; of equals the first.
 
-        As long as none has finished, the best of those that did not fail: compare with care, since
-        they were trained for different numbers of steps.
+        As long as none has finished, the best of those that did not fail, which cannot be compared well.
         """
-        finished = [t for t in self.trials.values() if t.status == "finished"]
-        others = [t for t in self.trials.values() if t.status != "failed"]
-        for among in (finished, others):
-            scored = [(t.mean_iu, -t.number, t) for t in among if t.mean_iu is not None]
-            if scored:
-                return max(scored, key=lambda entry: entry[:2])[2]
+        for statuses in (("finished",), ("pruned", *UNDER_WAY)):
+            among = [t for t in self.ranked() if t.status in statuses and t.scores]
+            if among:
+                return among[0]
         return None
 
     def ranked(self) -> list[Trial]:
@@ -174,11 +170,10 @@ class Records:
         Raises:
             RecipeError: it was begun otherwise.
         """
-        document = self.store.read_json(f"{self.folder}/search.json")
-        if document is not None:
-            known = SearchPlan.model_validate(document["plan"])
+        name = f"{self.folder}/search.json"
+        if document := self.store.read_json(name):
+            known, had = SearchPlan.model_validate(document["plan"]), document["settings"]["trials"]
             _require_same(known, plan)
-            had = document["settings"]["trials"]
             if plan.sampler == "grid" and settings.trials != had:
                 raise RecipeError(
                     f"--trials {settings.trials}: the search {self.name} was begun with {had}, and a "
@@ -187,9 +182,8 @@ class Records:
             plan = known
         facts = {"plan": plan, "recipe": recipe, "settings": settings}
         plain = {key: value.model_dump(mode="json", by_alias=True) for key, value in facts.items()}
-        self.store.write_json(f"{self.folder}/search.json", plain)
-        self.search = self._load(plan)
-        self._written_at = time.monotonic()
+        self.store.write_json(name, plain)
+        self.search, self._written_at = self._load(plan), time.monotonic()
 
     def read(self) -> tuple[Search, Recipe, Settings]:
         """The search, the recipe and the settings with which it was begun.
@@ -288,30 +282,27 @@ class Records:
 
     def _load(self, plan: SearchPlan) -> Search:
         names = self.store.files.names(f"{self.folder}/records")
-        read = self.store.read_json
-        trials = [
-            Trial.model_validate(read(f"{self.folder}/records/{name}"))
+        documents = [
+            self.store.read_json(f"{self.folder}/records/{name}")
             for name in names
-            if name.endswith(".json") and not name.startswith(".")
+            if not name.startswith(".")  # a draft of a killed writer
         ]
-        clock = read(f"{self.folder}/clock.json") or {"spent_s": 0.0}
-        by_number = {trial.number: trial for trial in sorted(trials, key=lambda t: t.number)}
-        return Search(plan, by_number, clock["spent_s"])
+        trials = sorted(map(Trial.model_validate, documents), key=lambda trial: trial.number)
+        clock = self.store.read_json(f"{self.folder}/clock.json") or {"spent_s": 0.0}
+        return Search(plan, {trial.number: trial for trial in trials}, clock["spent_s"])
 
 
 def _require_same(known: SearchPlan, plan: SearchPlan) -> None:
     had, asked = known.model_dump(mode="json"), plan.model_dump(mode="json")
-    differing = [key for key in asked if asked[key] != had[key] and key != "created"]
-    if differing:
-        lines = [f"  {key}: it has {had[key]}, and now {asked[key]}" for key in differing]
+    lines = [
+        f"\n  {key}: it has {had[key]}, and now {asked[key]}"
+        for key in asked
+        if asked[key] != had[key] and key != "created"
+    ]
+    if lines:
         raise RecipeError(
-            "\n".join(
-                [
-                    f"a search named {plan.name} was begun otherwise; type what it was begun with, or "
-                    "give another --name",
-                    *lines,
-                ]
-            )
+            f"a search named {plan.name} was begun otherwise; type what it was begun with, or give "
+            f"another --name{''.join(lines)}"
         )
 
 

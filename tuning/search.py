@@ -30,7 +30,7 @@ from pipeline.storage.store import Store, fingerprint
 from pipeline.training.model import require_receipt
 from pipeline.training.progress import start_metrics_actor
 from tuning.best import Winner
-from tuning.callbacks import SearchCallback, SearchState
+from tuning.callbacks import SearchCallback
 from tuning.logger import SearchLogger
 from tuning.records import Records, Search, SearchPlan, Trial
 from tuning.report import write_report
@@ -117,13 +117,10 @@ def run(
             settings = settings.model_copy(update={"trials": trials})
             records = Records(store, settings.name)
             records.begin(plan, recipe, settings)
-            state = SearchState(lean, settings, inputs(lean).num_train, records, logger)
-            state.close_all()
             suggest = suggest or suggest_by(plan.sampler, space, lean, settings.seed, trials)
-            task_of = TaskMaker(state, inputs, key)
-            source = TrialSearcher(records, suggest, trials, task_of, state.ending)
-            _fit(state, source, scheduler or scheduler_of(records.search.plan), slots, key)
-            return _conclude(recipe, state)
+            driver = Driver(lean, settings, records, logger, inputs, key)
+            session = driver.fit(suggest, scheduler or scheduler_of(records.search.plan), slots)
+            return _conclude(recipe, session)
 
 
 def check_early(recipe: Recipe, settings: Settings) -> None:
@@ -179,25 +176,6 @@ class Inputs:
         )
 
 
-@dataclass(frozen=True)
-class TaskMaker:
-    """Makes what a trial's process is given."""
-
-    state: SearchState
-    inputs: Inputs
-    key: str
-
-    def __call__(self, trial: Trial) -> dict[str, Any]:
-        """Tune's configuration of a trial."""
-        recipe, records = self.state.recipe_of(trial), self.state.records
-        keys = tuple(step.key for step in Flow(recipe).steps.values() if step.is_phase)
-        folder = records.checkpoints_of(trial.number)
-        task = TrialTask(
-            trial.number, recipe, records.store, folder, self.inputs(recipe), keys, self.key
-        )
-        return {"task": task}
-
-
 def _space(recipe: Recipe, settings: Settings, num_train: int) -> Space:
     """What is searched, if it makes sense."""
     space = (
@@ -229,56 +207,80 @@ def _plan(recipe: Recipe, settings: Settings, inputs: Inputs) -> SearchPlan:
     )
 
 
-def _fit(
-    state: SearchState, source: TrialSearcher, scheduler: TrialScheduler, slots: int, key: str
-) -> None:
-    """Let Tune train until there are no more trials, or until the session ends."""
-    spec = state.recipe.cluster
-    if isinstance(scheduler, Remembering):
-        scheduler.remember(state.records.search)
-    alone = spec.max_workers == 1
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are logged as trials' ends
-    actor = start_metrics_actor(key)
-    with (
-        tempfile.TemporaryDirectory(prefix="fcn-tune-", ignore_cleanup_errors=True) as folder,
-        progress_bar() as progress,
-        _stopped_by_signals(state),
-    ):
-        tuner = tune.Tuner(
-            tune.with_resources(TrialTrainable, cluster.per_worker(spec) if alone else NESTED),
-            tune_config=tune.TuneConfig(
-                search_alg=source,
-                scheduler=scheduler,
-                num_samples=-1,
-                max_concurrent_trials=slots,
-                reuse_actors=alone,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=state.settings.name,
-                storage_path=folder,
-                callbacks=[SearchCallback(state, actor, progress)],
-                failure_config=tune.FailureConfig(max_failures=spec.max_failures),
-                verbose=0,
-            ),
-        )
-        try:
-            tuner.fit()
-        finally:
-            ray.kill(actor)
-    state.records.tick()
-    if failure := state.failure or source.failure:
-        raise failure
-    state.close_all()
+@dataclass(frozen=True)
+class Driver:
+    """Runs Tune for one session of a search."""
+
+    recipe: Recipe
+    """With the workers of one trial."""
+    settings: Settings
+    records: Records
+    logger: SearchLogger
+    inputs: Inputs
+    key: str
+    """Fingerprint of the search."""
+
+    def fit(self, suggest: Suggest, scheduler: TrialScheduler, slots: int) -> SearchCallback:
+        """Train until there are no more trials, or until the session ends."""
+        spec = self.recipe.cluster
+        if isinstance(scheduler, Remembering):
+            scheduler.remember(self.records.search)
+        alone = spec.max_workers == 1
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are logged as ends
+        actor = start_metrics_actor(self.key)
+        with (
+            tempfile.TemporaryDirectory(prefix="fcn-tune-", ignore_cleanup_errors=True) as folder,
+            progress_bar() as progress,
+        ):
+            session = SearchCallback(
+                *(self.recipe, self.settings, self.records, self.logger, actor, progress)
+            )
+            session.close_all()
+            source = TrialSearcher(
+                *(self.records, suggest, self.settings.trials, self.config_of, session.ending)
+            )
+            tuner = tune.Tuner(
+                tune.with_resources(TrialTrainable, cluster.per_worker(spec) if alone else NESTED),
+                tune_config=tune.TuneConfig(
+                    search_alg=source,
+                    scheduler=scheduler,
+                    num_samples=-1,
+                    max_concurrent_trials=slots,
+                    reuse_actors=alone,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name=self.settings.name,
+                    storage_path=folder,
+                    callbacks=[session],
+                    failure_config=tune.FailureConfig(max_failures=spec.max_failures),
+                    verbose=0,
+                ),
+            )
+            with _stopped_by_signals(session):
+                tuner.fit()
+        ray.kill(actor)
+        self.records.tick()
+        if failure := session.failure or source.failure:
+            raise failure
+        session.close_all()
+        return session
+
+    def config_of(self, trial: Trial) -> dict[str, Any]:
+        """What a trial's process is given."""
+        recipe, records = self.recipe.changed(trial.overrides()), self.records
+        keys = tuple(step.key for step in Flow(recipe).steps.values() if step.is_phase)
+        place = (records.store, records.checkpoints_of(trial.number), self.inputs(recipe))
+        return {"task": TrialTask(trial.number, recipe, *place, keys, self.key)}
 
 
 @contextmanager
-def _stopped_by_signals(state: SearchState) -> Iterator[None]:
+def _stopped_by_signals(session: SearchCallback) -> Iterator[None]:
     """The first SIGINT or SIGTERM lets trials save and stop; a second one does not wait."""
     before: dict[signal.Signals, Any] = {}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        state.stopped_by = f"stopped by {signal.Signals(number).name}"
+        session.stopped_by = f"stopped by {signal.Signals(number).name}"
         for each, handler in before.items():
             signal.signal(each, handler)
 
@@ -290,20 +292,21 @@ def _stopped_by_signals(state: SearchState) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _conclude(recipe: Recipe, state: SearchState) -> Result:
+def _conclude(recipe: Recipe, session: SearchCallback) -> Result:
     """Page and winner; then say why it ended early, if it did."""
-    search, logger = state.records.search, state.logger
-    page = write_report(search, state.records.store.cache / state.records.folder / "report")
+    records, logger = session.records, session.logger
+    search = records.search
+    page = write_report(search, records.store.cache / records.folder / "report")
     best, registered, scores = search.best(), "", None
     if best is not None and best.status == "finished":
         winner = Winner(recipe, best, logger)
-        winner.publish(state.records.checkpoints_of(best.number))
+        winner.publish(records.checkpoints_of(best.number))
         scores = winner.score()
     logger.outcome(search, page.parent, scores.metrics() if scores else {})
     if scores:
         registered = winner.register(scores)
-    if state.halted:
-        raise TrainingError(f"the search was ended: {state.halted}; see {page}")
-    if state.stopped_by.startswith("stopped"):
-        raise StoppedError(f"{state.stopped_by}; the same command goes on with the search")
+    if session.halted:
+        raise TrainingError(f"the search was ended: {session.halted}; see {page}")
+    if session.stopped_by.startswith("stopped"):
+        raise StoppedError(f"{session.stopped_by}; the same command goes on with the search")
     return Result(search, page, scores, registered, logger.address)

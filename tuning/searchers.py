@@ -121,9 +121,7 @@ def _tpe(number: int, over: Sequence[Trial], space: Space, recipe: Recipe, seed:
         study = optuna.create_study(
             direction="maximize",
             sampler=TPESampler(
-                seed=seed_of("tpe", seed, number),
-                n_startup_trials=NUM_AT_RANDOM,
-                multivariate=True,
+                seed=seed_of("tpe", seed, number), n_startup_trials=NUM_AT_RANDOM, multivariate=True
             ),
         )
         study.add_trials([_frozen(t, distributions) for t in over if _within(t, space)])

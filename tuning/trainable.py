@@ -131,7 +131,9 @@ class TrialRun:
             checkpoints, num_steps = self.task.checkpoints(index), inputs.steps(self.recipe)
             last, _ = checkpoints.newest()
             if last is None or step_of(last) < num_steps:
-                self._train_phase(inputs, index, checkpoints)
+                alone = self.recipe.cluster.max_workers == 1
+                train_phase = self._train_here if alone else self._train_workers
+                train_phase(inputs, checkpoints)
                 last, _ = checkpoints.newest()
             else:  # it may have been killed before all was logged and reported
                 self.log_rows(History.read(last / HISTORY).rows())
@@ -170,13 +172,7 @@ class TrialRun:
         """Until all metrics have come to the driver."""
         ray.get(self._sent)
 
-    def _train_phase(self, inputs: FinetuneInputs, index: int, checkpoints: Checkpoints) -> None:
-        if self.recipe.cluster.max_workers == 1:
-            self._train_here(inputs.task(self.recipe), checkpoints)
-        else:
-            self._train_workers(inputs, index, checkpoints)
-
-    def _train_here(self, task: TrainingTask, checkpoints: Checkpoints) -> None:
+    def _train_here(self, inputs: FinetuneInputs, checkpoints: Checkpoints) -> None:
         """In this process."""
         cluster = self.recipe.cluster
         set_threads(cluster.cpus_per_worker)
@@ -186,9 +182,9 @@ class TrialRun:
             manager.stop_requested = self.log_rows(rows)
 
         device = torch.device("cuda" if cluster.use_gpu else "cpu")
-        task.trainer(DistContext(device=device), log_rows).run(manager)
+        inputs.task(self.recipe).trainer(DistContext(device=device), log_rows).run(manager)
 
-    def _train_workers(self, inputs: FinetuneInputs, index: int, checkpoints: Checkpoints) -> None:
+    def _train_workers(self, inputs: FinetuneInputs, checkpoints: Checkpoints) -> None:
         """By several workers of Ray Train, whose checkpoints come to the store a little later.
 
         The last validation is reported when its checkpoint is known to be there. One before it may be
@@ -200,7 +196,7 @@ class TrialRun:
                 forwarder.leave()
 
         num_steps = inputs.steps(self.recipe)
-        key = f"{self.task.search}-{self.task.number}-{index}"
+        key = f"{self.task.search}-{self.task.number}-{self._before}"
         forwarder = MetricsForwarder(f"trial {self.task.number}", key, num_steps, log_rows)
         plain = vars(inputs.task(self.recipe))
         task = WorkersTask(**plain, store=self.task.store, folder=self.task.folder)

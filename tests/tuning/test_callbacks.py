@@ -12,7 +12,7 @@ from pipeline.tracking.client import TrackingClient
 from pipeline.training.state import HISTORY, MANIFEST, History
 from tests.conftest import tiny
 from tests.tuning.made import LR, begin
-from tuning.callbacks import SearchCallback, SearchState
+from tuning.callbacks import SearchCallback
 from tuning.logger import SearchLogger
 from tuning.settings import Settings
 
@@ -34,8 +34,9 @@ class Session:
         actor = SimpleNamespace(
             drain=SimpleNamespace(remote=self._drain), leave=SimpleNamespace(remote=self._leave)
         )
-        self.state = SearchState(recipe, settings, 22, records, logger)
-        self.callback = SearchCallback(self.state, actor, Progress(disable=True))
+        self.callback = SearchCallback(
+            recipe, settings, records, logger, actor, Progress(disable=True)
+        )
         self.records = records
 
     def _drain(self) -> tuple[dict[int, list[Any]], list[str]]:
@@ -114,7 +115,7 @@ def test_every_step_is_logged_once_and_the_best_trial_keeps_its_checkpoints(
             for epoch in (1, 2, 3):
                 made.score(number, epoch, top * epoch / 3)
             made.complete(number)
-    assert made.state.failure is None
+    assert made.callback.failure is None
     search = made.records.search
     assert [t.status for t in search.trials.values()] == ["finished"] * 3
     assert all(t.logged for t in search.trials.values())
@@ -147,7 +148,7 @@ def test_what_a_killed_driver_had_not_logged_is_logged_by_the_next(begun, mlflow
     assert not made.records.search.trials[0].logged
     with open_logger() as logger:
         again = session(logger)
-        again.state.close_all()
+        again.callback.close_all()
     assert again.records.search.trials[0].logged
     assert runs(mlflow, tmp_path)["trial 0"] == ("FINISHED", list(range(1, 10)))
 
@@ -161,7 +162,7 @@ def test_a_session_that_ends_leaves_its_trials_to_the_next(begun, mlflow, tmp_pa
             made.score(number, 1, 0.4)
         made.records._written_at -= 3601
         made.callback.on_step_end()
-        assert made.state.ending() == "the budget is spent"
+        assert made.callback.ending() == "the budget is spent"
         assert made.left == 1
         made.result(0, stopped=True, step=5)
         made.complete(0)
@@ -175,7 +176,7 @@ def test_a_session_that_ends_leaves_its_trials_to_the_next(begun, mlflow, tmp_pa
     with open_logger() as logger:
         again = session(logger, budget="2h")
         assert [t.number for t in again.records.search.under_way()] == [0, 1]
-        assert 0 < again.state.left_s() < 3600
+        assert 0 < again.callback.left_s() < 3600
 
 
 def test_a_failure_is_an_end_like_any_other_and_too_many_end_the_search(
@@ -185,11 +186,11 @@ def test_a_failure_is_an_end_like_any_other_and_too_many_end_the_search(
     with open_logger() as logger:
         made = session(logger)
         for number in range(3):
-            assert not made.state.ending()
+            assert not made.callback.ending()
             made.start(number)
             made.result(number, failed="the loss became nan at step 3", step=2)
             made.complete(number)
-    assert made.state.halted == (
+    assert made.callback.halted == (
         "3 of the 3 trials that are over failed, more than the 50% of --max-failed; the last: the "
         "loss became nan at step 3"
     )
@@ -222,7 +223,7 @@ def test_the_workers_of_a_lost_trial_are_freed(begun, monkeypatch) -> None:
         made.callback.on_trial_recover(trial=trial(0, get_error=lambda: None))
     assert freed == ["ab" * 18]
     assert made.records.store.read_json(name) is None
-    assert made.state.failure is None
+    assert made.callback.failure is None
 
 
 def test_an_error_in_a_callback_ends_the_search_and_is_kept(begun, monkeypatch) -> None:
@@ -236,4 +237,4 @@ def test_an_error_in_a_callback_ends_the_search_and_is_kept(begun, monkeypatch) 
 
         monkeypatch.setattr(made.records.store, "write_json", full)
         made.score(0, 1, 0.4)
-    assert made.state.ending() == "no space left"
+    assert made.callback.ending() == "no space left"
