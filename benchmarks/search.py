@@ -56,7 +56,7 @@ def main(seeds: int, trials: int) -> None:
         recipe = load_recipe("demo", [*SMALL, f"store={Path(folder) / 'store'}"])
         for seed in range(seeds):
             pruned = run(recipe, Settings(name=f"pruned-{seed}", trials=trials, seed=seed))
-            cost = pruned.search.steps_trained / pruned.search.begun.max_steps
+            cost = pruned.search.steps_trained / pruned.search.plan.max_steps
             plain = Settings(
                 name=f"random-{seed}",
                 trials=math.ceil(cost),

@@ -80,7 +80,8 @@ class Halving(Remembering, ASHAScheduler):
     """Asynchronous successive halving (Li et al. 2018): a rung lets the best 1/reduction go on."""
 
     def _know(self, trial: Numbered) -> None:
-        self._trial_info.setdefault(trial.trial_id, self._brackets[0])
+        bracket = self._brackets[int(trial.trial_id) % len(self._brackets)]  # Tune's own draws lots
+        self._trial_info.setdefault(trial.trial_id, bracket)
 
 
 class MedianRule(Remembering, MedianStoppingRule):

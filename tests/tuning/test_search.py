@@ -166,6 +166,28 @@ def require_best_runs(store: Path, killed: Search) -> None:
     assert f"mean IU {killed.best().mean_iu:.4f}" in said
 
 
+def test_the_example_of_the_documentation_runs(store) -> None:
+    """A scheduler and a searcher of one's own."""
+    text = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    tiny = [*TINY, "finetune.epochs=4", f"store={store}"]
+    small = {
+        'load_recipe("demo")': f'load_recipe("demo", {tiny!r})',
+        "trials=20": "trials=3, concurrent=1",
+        "20_000": "88",
+        "1_000": "22",
+    }
+    for old, new in small.items():
+        assert old in code
+        code = code.replace(old, new)
+    run([sys.executable, "-c", code])
+    found = so_far(store, "own")
+    assert (found.plan.sampler, found.plan.scheduler) == ("halves", "Halving")
+    rates = [trial.point["finetune.optimizer.lr"] for trial in found.trials.values()]
+    assert len(rates) == 3
+    assert rates[0] / 2 in rates
+
+
 @pytest.mark.slow
 def test_a_search_in_a_bucket_goes_on_after_a_kill(s3, tmp_path) -> None:
     """Two trials side by side, of which one fails; the failure is shown with its cause."""
