@@ -30,12 +30,8 @@ def main() -> None:
 
 def name_and_store(command: Command) -> Command:
     """NAME and --store, which every verb on a search that is there takes."""
-    option = click.option(
-        *("--store", "store"),
-        default="store",
-        show_default=True,
-        help="Folder or URI of the store.",
-    )
+    text = "Folder or URI of the store."
+    option = click.option("--store", default="store", show_default=True, help=text)
     return click.argument("name")(option(command))
 
 
@@ -168,31 +164,19 @@ def space(
     """
     from pipeline.config.recipe import load_recipe
     from tuning.space import read_space
-    from tuning.validate import check, default_space
+    from tuning.validate import check, default_space, known_num_train
 
     loaded = load_recipe(recipe, overrides)
-    num_train = _counted(loaded)
+    num_train = known_num_train(loaded)
+    if num_train is None:
+        raise DataError(
+            f"{loaded.name} has not been ingested into {loaded.store}, so its steps are not known, on "
+            "which weight decay depends; run fcn-pipeline ingest with the same recipe and store first"
+        )
     chosen = read_space(path) if path else default_space(loaded, num_train)
     check(chosen, loaded, num_train)
     for number in range(trials):
         click.echo("  ".join(chosen.overrides(chosen.trial(number, loaded, seed))))
-
-
-def _counted(recipe: Recipe) -> int:
-    """Images to learn from: decay over a run depends on its steps.
-
-    Raises:
-        DataError: nobody has counted them yet.
-    """
-    from tuning.validate import known_num_train
-
-    num_train = known_num_train(recipe)
-    if num_train is None:
-        raise DataError(
-            f"{recipe.name} has not been ingested into {recipe.store}, so its steps are not known; run "
-            "fcn-pipeline ingest with the same recipe and store first"
-        )
-    return num_train
 
 
 @main.command()

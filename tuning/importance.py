@@ -39,10 +39,9 @@ class Importance:
 
 @dataclass(frozen=True)
 class Importances:
-    """The importance of all dimensions, greatest share first."""
+    """The importance of all dimensions, greatest share first, from trials at equal images seen."""
 
     images: int
-    """All compared trials were scored after so many images."""
     num_trials: int
     dimensions: tuple[Importance, ...]
 

@@ -48,12 +48,7 @@ INERT: tuple[tuple[str, str, tuple[JsonValue, ...], str], ...] = (
     (f"{OPTIMIZER}.momentum", KIND, ("adamw",), "it is for SGD and the optimiser is AdamW"),
     (f"{OPTIMIZER}.decay_biases", WEIGHT_DECAY, (0,), "there is no weight decay"),
     ("finetune.schedule.power", "finetune.schedule.kind", ("fixed",), "fixed rates have no power"),
-    (
-        "finetune.batch_norm",
-        "net.backbone",
-        ("vgg16", "alexnet"),
-        "this backbone has no batch norm",
-    ),
+    ("finetune.batch_norm", "net.backbone", ("vgg16", "alexnet"), "it has no batch norm"),
     ("net.skip_scale", "net.stride", (32,), "a net of stride 32 has no skips"),
     ("transplant.weights", INIT, ("scratch",), "init is scratch"),
     ("transplant.preprocessing", INIT, ("scratch",), "init is scratch"),
@@ -64,10 +59,7 @@ INERT: tuple[tuple[str, str, tuple[JsonValue, ...], str], ...] = (
 def check(space: Space, recipe: Recipe, num_train: int) -> None:
     """Refuse a search that would waste its trials.
 
-    Args:
-        space: What is to be searched.
-        recipe: What it is searched for.
-        num_train: Images to train on: with them the steps, and whether weight decay acts.
+    The number of images to train on decides whether weight decay acts.
 
     Raises:
         RecipeError: all mistakes at once.
