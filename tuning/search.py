@@ -293,20 +293,21 @@ def _stopped_by_signals(session: SearchCallback) -> Iterator[None]:
 
 
 def _conclude(recipe: Recipe, session: SearchCallback) -> Result:
-    """Page and winner; then say why it ended early, if it did."""
+    """Page and winner, for which there is no time after a signal; then why it ended early, if it did."""
     records, logger = session.records, session.logger
-    search = records.search
+    search, best = records.search, records.search.best()
     page = write_report(search, records.store.cache / records.folder / "report")
-    best, registered, scores = search.best(), "", None
-    if best is not None and best.status == "finished":
+    stopped = session.stopped_by.startswith("stopped")
+    winner, scores, registered = None, None, ""
+    if best is not None and best.status == "finished" and not stopped:
         winner = Winner(recipe, best, logger)
         winner.publish(records.checkpoints_of(best.number))
         scores = winner.score()
     logger.outcome(search, page.parent, scores.metrics() if scores else {})
-    if scores:
+    if winner and scores:
         registered = winner.register(scores)
     if session.halted:
         raise TrainingError(f"the search was ended: {session.halted}; see {page}")
-    if session.stopped_by.startswith("stopped"):
+    if stopped:
         raise StoppedError(f"{session.stopped_by}; the same command goes on with the search")
     return Result(search, page, scores, registered, logger.address)
