@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-fast test-slow check format clean
 
 demo: $(STAMP)  ## data, transplant, two workers, evaluation, registration, pictures
 	$(BIN)/fcn-pipeline run demo
 
-test: $(STAMP)  ## everything that needs no GPU: two files at a time, then those that start a Ray
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow and not gpu"
+test: test-fast  ## everything that needs no GPU and no minutes
 	$(BIN)/pytest -m "ray and not slow and not gpu"
+
+test-fast: $(STAMP)  ## those that start no Ray, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow and not gpu"
 
 test-slow: $(STAMP)  ## the rest of them: faults on a real Ray, some minutes each
 	$(BIN)/pytest -m "slow and not gpu"

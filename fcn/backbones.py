@@ -1,4 +1,7 @@
-"""The classifiers an FCN grows from: their layers by stride, their head, their preprocessing."""
+"""The classifiers that an FCN grows from: their layers by stride, their head, their preprocessing.
+
+A new backbone is one row of BACKBONES and one function that cuts its classifier into Parts.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fcn.convolutionalize import as_convolution
-from fcn.efficientnet import EfficientNetLite0
+from fcn.efficientnet import EfficientNetLite0, package_names
 from fcn.geometry import Geometry, trace
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ Parts = tuple[dict[int, nn.Sequential], nn.Sequential, nn.Linear]
 
 @dataclass(frozen=True)
 class Classifier:
-    """How to build a classifier and where to cut it."""
+    """How to build a classifier, where to cut it, and which published weights fit it."""
 
     build: Callable[[], nn.Module]
     cut: Callable[[Any], Parts]
@@ -56,6 +59,8 @@ class Classifier:
     """torchvision's enum of published weights, with their addresses and hashes."""
     margin_px: int = 0
     """What layers without padding lose at the far edges; the image is padded by that much more."""
+    known_names: Callable[[], dict[str, str]] | None = None
+    """The names in a published file that differ from the names here: theirs to ours."""
 
 
 def _vgg16(net: models.VGG) -> Parts:
@@ -135,32 +140,28 @@ BACKBONES: dict[str, Classifier] = {
         Preprocessing("RGB", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         "GoogLeNet_Weights.IMAGENET1K_V1",
     ),
-    "resnet18": Classifier(
-        partial(_torchvision, "resnet18"),
-        _resnet,
-        {8: 128, 16: 256, 32: 512},
-        True,
-        TORCHVISION,
-        "ResNet18_Weights.IMAGENET1K_V1",
-    ),
-    "resnet34": Classifier(
-        partial(_torchvision, "resnet34"),
-        _resnet,
-        {8: 128, 16: 256, 32: 512},
-        True,
-        TORCHVISION,
-        "ResNet34_Weights.IMAGENET1K_V1",
-    ),
-    "resnet50": Classifier(
-        partial(_torchvision, "resnet50"),
-        _resnet,
-        {8: 512, 16: 1024, 32: 2048},
-        True,
-        TORCHVISION,
-        "ResNet50_Weights.IMAGENET1K_V2",
-    ),
+    **{
+        f"resnet{depth}": Classifier(
+            partial(_torchvision, f"resnet{depth}"),
+            _resnet,
+            channels,
+            True,
+            TORCHVISION,
+            f"ResNet{depth}_Weights.IMAGENET1K_{version}",
+        )
+        for depth, channels, version in (
+            (18, {8: 128, 16: 256, 32: 512}, "V1"),
+            (34, {8: 128, 16: 256, 32: 512}, "V1"),
+            (50, {8: 512, 16: 1024, 32: 2048}, "V2"),
+        )
+    },
     "efficientnet_lite0": Classifier(
-        EfficientNetLite0, _efficientnet_lite0, {8: 40, 16: 112, 32: 1280}, True, LITE
+        EfficientNetLite0,
+        _efficientnet_lite0,
+        {8: 40, 16: 112, 32: 1280},
+        True,
+        LITE,
+        known_names=package_names,
     ),
 }
 
@@ -223,7 +224,7 @@ def build_backbone(name: str, preprocessing: Preprocessing | None = None) -> Bac
 
 
 def classifier_of(name: str) -> Classifier:
-    """The entry of BACKBONES, or an error that lists them."""
+    """Return the entry of BACKBONES; the error lists the names that there are."""
     if name not in BACKBONES:
         raise ValueError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
     return BACKBONES[name]

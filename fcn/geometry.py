@@ -2,7 +2,8 @@
 
 Pixel i of a map has its centre at image coordinate `offset_px + stride_px * i`. Every crop and every
 kernel of the net follows from that; none is a constant to be believed (the reference code's 19, 27,
-31, 5, 9 and 18 come out, see tests/fcn/test_geometry.py).
+31, 5, 9 and 18 come out, see tests/fcn/test_geometry.py). Only the near edge counts: a pool that
+rounds up or an image that grows at its far edge moves no pixel.
 """
 
 from __future__ import annotations

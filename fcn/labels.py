@@ -33,14 +33,15 @@ class ClassTable:
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.names) <= VOID:
-            raise ValueError(f"{len(self.names)} classes; a class table holds 2 to {VOID}")
+            raise ValueError(f"{len(self.names)} classes; a class table holds 2 to {VOID} names")
         if len(self.colours) != len(self.names):
             raise ValueError(f"{len(self.names)} class names but {len(self.colours)} colours")
         if len(set(self.names)) != len(self.names):
-            raise ValueError("two classes have the same name; names tell the scores apart")
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise ValueError(f"class name {twice!r} is given twice; rename one, scores go by name")
 
     def __len__(self) -> int:
-        """How many classes there are, void not counted."""
+        """Return the number of classes, void not counted."""
         return len(self.names)
 
     def palette(self) -> NDArray[np.uint8]:

@@ -1,4 +1,8 @@
-"""The loss as a sum and a count; whoever knows all the counts divides."""
+"""The loss as a sum and a count of pixels.
+
+A step divides the sum over the whole global batch by the count over the whole global batch, so the
+division is done where both are known: in the training step, not here.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fcn.labels import VOID
+
+REMEDY = {
+    "label": f"map it to a class or to void ({VOID})",
+    "prediction": "the net must have as many classes as the table",
+}
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -23,7 +30,6 @@ class Scores:
     mean_iu: float
     frequency_weighted_iu: float
     class_iu: tuple[float, ...]
-    class_accuracy: tuple[float, ...]
 
     def summary(self) -> dict[str, float]:
         """The four metrics by name."""
@@ -41,18 +47,33 @@ class Confusion:
         """Count the pixels of a label map and its prediction, of one shape.
 
         Raises:
-            ValueError: the shapes differ, or a prediction is not a class.
+            ValueError: the shapes differ, a label is neither a class nor void, or a prediction is not
+                a class.
         """
         if label.shape != prediction.shape:
             raise ValueError(
-                f"label {tuple(label.shape)} and prediction {tuple(prediction.shape)} differ"
+                f"label {tuple(label.shape)} and prediction {tuple(prediction.shape)} differ; both "
+                "must be maps of one size"
             )
         k = len(self.counts)
-        valid = (label >= 0) & (label < k)
-        pairs = label[valid].long() * k + prediction[valid].long()
-        if len(wild := prediction[(prediction < 0) | (prediction >= k)]):
-            raise ValueError(f"prediction {int(wild[0])} is not one of {k} classes")
-        self.counts += torch.bincount(pairs, minlength=k * k).view(k, k)
+        void = label == VOID
+        wild_label = ((label < 0) | (label >= k)) & ~void
+        wild_prediction = (prediction < 0) | (prediction >= k)
+        # One bin more for void and one for what is wild: a single bincount, and on a GPU a single
+        # further wait for the check.
+        bins = torch.where(void, k * k, label.long() * k + prediction.long())
+        bins = torch.where(wild_label | wild_prediction, k * k + 1, bins)
+        counts = torch.bincount(bins.flatten(), minlength=k * k + 2)
+        if counts[-1]:
+            for name, wild in (
+                ("label", label[wild_label]),
+                ("prediction", prediction[wild_prediction]),
+            ):
+                if len(wild):
+                    raise ValueError(
+                        f"{name} {int(wild[0])} is not one of {k} classes; {REMEDY[name]}"
+                    )
+        self.counts += counts[: k * k].view(k, k)
 
     def scores(self) -> Scores:
         """The metrics of everything counted so far."""
@@ -68,7 +89,6 @@ class Confusion:
                 mean_iu=_mean(iu),
                 frequency_weighted_iu=float((truth * iu)[present].sum() / n.sum()),
                 class_iu=tuple(iu.tolist()),
-                class_accuracy=tuple(accuracy.tolist()),
             )
 
 

@@ -50,7 +50,7 @@ class MicroStatistics:
         return [b for m in self.layers for b in (m.running_mean, m.running_var) if b is not None]
 
     def __bool__(self) -> bool:
-        """Whether the net has any such layer: VGG16 and AlexNet have none."""
+        """Return whether the net has a layer that gathers statistics; VGG16 and AlexNet have none."""
         return bool(self.layers)
 
     def begin(self) -> None:
@@ -58,7 +58,7 @@ class MicroStatistics:
         self._before = [b.clone() for b in self._buffers()]
         self._seen = [layer.get_buffer("num_batches_tracked").clone() for layer in self.layers]
         for layer in self.layers:
-            layer.momentum = None  # cumulative average
+            layer.momentum = None  # torch then keeps the plain mean of all batches since the reset
             layer.reset_running_stats()
 
     def weighted(self, num_micro_batches: int) -> Tensor:

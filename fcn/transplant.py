@@ -1,4 +1,4 @@
-"""Weights from one net into another, with a receipt that proves where every tensor went."""
+"""Weights from one net into another, with a receipt: what it proves, and what it does not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from fcn.backbones import Backbone, classifier_of
 from fcn.nets import FCN
+from fcn.weight_names import State, match_names
 
 TOLERANCE = 1e-4
 """Classifier and dense form may differ by this fraction of the greatest score: float32 rounding of
 sums over 25,088 inputs, taken in another order."""
 
-State = Mapping[str, Tensor]
 Fate = Literal["copied", "reshaped", "initialised", "dropped"]
 
 
@@ -32,7 +32,7 @@ class Entry:
     source_shape: tuple[int, ...] | None
     target_shape: tuple[int, ...] | None
     sha256: str
-    """Of the tensor's bytes in row-major order; the same before and after a copy or a reshape."""
+    """Hash of the tensor's bytes in row-major order: the same before and after a copy or a reshape."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,16 @@ class Receipt:
     proof: str
     max_difference: float
     """Greatest difference of the two nets' answers to the same inputs, over the greatest answer."""
+    matched_by: str
+    """The rule that says which tensor of the source is which tensor of the net."""
+    covers: tuple[str, ...]
+    """What the entries and the proof show."""
+    does_not_cover: tuple[str, ...]
+    """What they do not show, and the reader has to trust."""
     tolerance: float = TOLERANCE
 
     def count(self, fate: Fate) -> int:
-        """How many tensors had this fate."""
+        """Return the number of tensors that had this fate."""
         return sum(entry.fate == fate for entry in self.entries)
 
     def to_json(self) -> dict[str, Any]:
@@ -56,28 +62,42 @@ class Receipt:
         return asdict(self)
 
 
-def transplant_classifier(net: FCN, state: State, source: str) -> Receipt:
+ARRIVED = "Every tensor that is copied or reshaped arrived bit for bit: its sha256 is the same."
+NAMES_TRUSTED = (
+    "That the tensors are what their names (or the map of names) say: both forms follow them."
+)
+SCORES_TRUSTED = "The scores of the whole net: the score layers are copied, and are not run."
+TRAINING_TRUSTED = "On what, with which preprocessing and how well the weights were trained."
+
+
+def transplant_classifier(
+    net: FCN, state: State, source: str, names: Mapping[str, str] | None = None
+) -> Receipt:
     """Copy a classifier's weights into the net's backbone and prove that nothing changed.
 
+    `names` maps the names in `state` to the classifier's own, where they cannot be matched without.
     The classifier is rebuilt from `state` and run beside its convolutional form on the same inputs:
     one with fully connected layers at its native size, where the map has a single pixel; a pooled one
     at two sizes, where the mean of the class map is the classifier's answer.
 
     Raises:
-        ValueError: the weights are of another net, or the two forms disagree.
+        ValueError: the weights are of another net, their names cannot be matched with certainty, or
+            the two forms disagree.
     """
     name = net.blueprint.backbone
     known = classifier_of(name)
     classifier = known.build().eval()
-    named = match_names(state, classifier.state_dict(), name)
-    classifier.load_state_dict({target: state[key] for key, target in named.items()})
+    published = known.known_names() if known.known_names else None
+    match = match_names(state, classifier.state_dict(), name, known=published, given=names)
+    classifier.load_state_dict({target: state[key] for key, target in match.names.items()})
     dense = Backbone(classifier, name, net.backbone.preprocessing).eval()
     difference = _classifier_difference(classifier, dense, (224, 288) if known.pooled else (224,))
     _require(difference, f"{name} and its convolutional form", f"Is {source} a {name}?")
 
+    # The dense form holds the classifier's own memory, so an address tells where each tensor went.
     lives_at = {tensor.data_ptr(): target for target, tensor in dense.state_dict().items()}
     own = classifier.state_dict()
-    pairs = {key: lives_at[own[target].data_ptr()] for key, target in named.items()}
+    pairs = {key: lives_at[own[target].data_ptr()] for key, target in match.names.items()}
     kept = {key: target for key, target in pairs.items() if not target.startswith("class_layer")}
     net.backbone.load_state_dict(
         {
@@ -87,7 +107,17 @@ def transplant_classifier(net: FCN, state: State, source: str) -> Receipt:
     )
     proof = "mean of the class map" if known.pooled else "class map at 224 px"
     entries = (*_entries(net, state, kept, prefix="backbone."), *_initialised(net, {}))
-    return Receipt(source, name, entries, f"classifier == {proof}", difference)
+    forms = "The classifier with these weights and its convolutional form give the same scores."
+    return Receipt(
+        source=source,
+        backbone=name,
+        entries=entries,
+        proof=f"classifier == {proof}",
+        max_difference=difference,
+        matched_by=match.rule,
+        covers=(ARRIVED, forms),
+        does_not_cover=(NAMES_TRUSTED, TRAINING_TRUSTED),
+    )
 
 
 def transplant_net(net: FCN, donor: FCN, source: str, *, same_classes: bool) -> Receipt:
@@ -98,7 +128,7 @@ def transplant_net(net: FCN, donor: FCN, source: str, *, same_classes: bool) -> 
     """
     theirs, ours = donor.blueprint.backbone, net.blueprint.backbone
     if theirs != ours:
-        raise ValueError(f"{source} has a {theirs}, this net a {ours}")
+        raise ValueError(f"{source} has a {theirs}, this net a {ours}; set net.backbone={theirs}")
     own, state = net.state_dict(), donor.state_dict()
     kept = {
         key: key
@@ -114,35 +144,15 @@ def transplant_net(net: FCN, donor: FCN, source: str, *, same_classes: bool) -> 
     difference = max(_relative(taps[s], donors[s]) for s in taps)
     _require(difference, f"the backbones of {source} and this net", "Is the file damaged?")
     entries = (*_entries(net, state, kept), *_initialised(net, kept))
-    return Receipt(source, net.blueprint.backbone, entries, "taps of both backbones", difference)
-
-
-def match_names(state: State, own: State, net_name: str) -> dict[str, str]:
-    """Names in a file to names in a net: the same names, or the same shapes in the same order.
-
-    torchvision's GoogLeNet carries auxiliary classifiers (aux1, aux2), which are left out.
-
-    Raises:
-        ValueError: neither holds; the first differences are shown.
-    """
-    names = [key for key in state if not key.startswith(("aux1.", "aux2."))]
-    shapes = {key: tuple(state[key].shape) for key in names}
-    if all(key in own and shapes[key] == tuple(own[key].shape) for key in names) and len(
-        names
-    ) == len(own):
-        return {key: key for key in names}
-    if [*shapes.values()] == [tuple(t.shape) for t in own.values()]:
-        return dict(zip(names, own, strict=True))
-    wrong = [
-        f"{key} is {shapes.get(key, 'missing')}, not {tuple(t.shape)}"
-        for key, t in own.items()
-        if shapes.get(key) != tuple(t.shape)
-    ]
-    wrong += [f"{key} is not in {net_name}" for key in names if key not in own]
-    raise ValueError(
-        f"these are not the weights of {net_name}: {len(names)} tensors for {len(own)}; "
-        + "; ".join(wrong[:4])
-        + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+    return Receipt(
+        source=source,
+        backbone=ours,
+        entries=entries,
+        proof="taps of both backbones",
+        max_difference=difference,
+        matched_by="the same names",
+        covers=(ARRIVED, "Both backbones give the same maps at every stride."),
+        does_not_cover=(SCORES_TRUSTED, TRAINING_TRUSTED),
     )
 
 
@@ -183,7 +193,7 @@ def _require(difference: float, what: str, remedy: str) -> None:
 
 
 def sha256(tensor: Tensor) -> str:
-    """Of the tensor's bytes in row-major order."""
+    """Return the sha256 of the tensor's bytes in row-major order, in hexadecimal."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)  # a scalar has no bytes to view
     return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
 

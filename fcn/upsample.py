@@ -33,7 +33,7 @@ class Upscore(nn.Module):
         self.learned = learned
 
     def forward(self, scores: Tensor) -> Tensor:
-        """One upsampling."""
+        """Upsample scores (N, K, h, w) by the factor."""
         if self.learned:
             return F.conv_transpose2d(
                 scores, self.weight, stride=self.factor, groups=scores.shape[1]

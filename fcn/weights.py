@@ -27,7 +27,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ValueError: the file is missing, damaged, or holds anything but tensors by name.
     """
     if not path.is_file():
-        raise ValueError(f"no weights file at {path}")
+        raise ValueError(f"no weights file at {path}; give the path of a .pth or .safetensors file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -42,12 +42,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors by name")
+        raise ValueError(
+            f"{path} holds no state dict of tensors by name; save net.state_dict() into it"
+        )
     return state
 
 
-def save_net(folder: Path, net: FCN, **about: Any) -> None:  # noqa: ANN401 - plain JSON values
-    """Write weights and description; `about` may add to the description."""
+def save_net(folder: Path | str, net: FCN, **about: Any) -> None:  # noqa: ANN401 - plain JSON values
+    """Write weights and description; `about` adds plain values to the description."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
     save_file(state, folder / NET)
@@ -55,15 +58,19 @@ def save_net(folder: Path, net: FCN, **about: Any) -> None:  # noqa: ANN401 - pl
     (folder / ABOUT).write_text(json.dumps(about, indent=1))
 
 
-def load_net(folder: Path) -> FCN:
+def load_net(folder: Path | str) -> FCN:
     """The net that `save_net` wrote, in evaluation mode.
 
     Raises:
         ValueError: a file is missing, or the weights are not those that were written.
     """
+    folder = Path(folder)
     about = read_about(folder)
     if file_sha256(folder / NET) != about["sha256"]:
-        raise ValueError(f"{folder / NET} is not the file that was written: its sha256 differs")
+        raise ValueError(
+            f"{folder / NET} is not the file that was written: its sha256 differs from that in "
+            f"{ABOUT}; copy the whole folder again"
+        )
     net = FCN(Blueprint.from_json(about["blueprint"]))
     net.load_state_dict(load_file(folder / NET))
     return net.eval()
@@ -77,7 +84,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     """
     path = folder / ABOUT
     if not path.is_file():
-        raise ValueError(f"{folder} holds no net: {ABOUT} is missing")
+        raise ValueError(f"{folder} holds no net: {ABOUT} is missing; give a folder of save_net")
     return dict(json.loads(path.read_text()))
 
 
@@ -90,6 +97,6 @@ def class_table(about: dict[str, Any]) -> ClassTable:
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's content."""
+    """Return the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

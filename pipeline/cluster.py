@@ -30,8 +30,7 @@ Resources = Mapping[str, float]
 RESIZE_EVERY_S = 10.0
 """How often an elastic run looks whether more workers fit."""
 OPEN_S = 10.0
-MANY_KINDS = 5
-"""A message lists so many kinds of nodes at most."""
+"""How long a Ray may take to accept a connection."""
 
 
 def connect(spec: ClusterSpec) -> None:
@@ -139,12 +138,11 @@ def _require(
 def fit_in_words(spec: ClusterSpec, nodes: Sequence[Resources]) -> str:
     """Such as: 3 workers of 2 CPU fit on 2 nodes (1 x 4 CPU, 1 x 2 CPU)."""
     number, kinds = workers_that_fit(spec, nodes), list(per_worker(spec))
-    each = _in_words(per_worker(spec), kinds)
-    of_a_kind = Counter(_in_words(node, kinds) for node in nodes).most_common(MANY_KINDS)
-    have = ", ".join(f"{count} x {words}" for words, count in of_a_kind)
-    more = ", ..." * (sum(count for _, count in of_a_kind) < len(nodes))
-    fit = f"{number} worker{'s' * (number != 1)} of {each} fit{'s' * (number == 1)}"
-    return f"{fit} on {len(nodes)} node{'s' * (len(nodes) != 1)} ({have}{more})"
+    alike = Counter(_in_words(node, kinds) for node in nodes)
+    have = ", ".join(f"{count} x {words}" for words, count in alike.most_common())
+    fit = f"{number} worker{'s' * (number != 1)} of {_in_words(per_worker(spec), kinds)}"
+    on = f"{len(nodes)} node{'s' * (len(nodes) != 1)} ({have})"
+    return f"{fit} fit{'s' * (number == 1)} on {on}"
 
 
 def _in_words(amounts: Resources, kinds: Sequence[str]) -> str:

@@ -162,7 +162,6 @@ class Flow:
     def _run_step(self, step: Step, logger: RunLogger | None) -> None:
         """The step's result from the store, where it was or is computed now; then what MLflow lacks."""
         began = time.perf_counter()
-        unlogged = self._unlogged(step)
         computed = step.stage.name == "transplant" and self._await_transplant()
         with self.store.compute_once(step.stage.folder, step.key, step.name) as manifest:
             if manifest is None:
@@ -174,7 +173,7 @@ class Flow:
         self.report.steps.append((step.name, how, time.perf_counter() - began))
         self.report.results[step.name] = result
         if logger:
-            self._log(step, result, logger, unlogged=unlogged)
+            self._log(step, result, logger)
         if step.is_phase:
             self.store.remember_net(self.recipe.name, step.stage.folder, step.key)
 
@@ -185,13 +184,13 @@ class Flow:
         folder = paths[0] if names == (None,) else paths[0].parent
         return step.stage.result.model_validate({**(self.published(step) or {}), "folder": folder})
 
-    def _log(self, step: Step, result: Any, logger: RunLogger, *, unlogged: bool) -> None:  # noqa: ANN401 - the stage's result
+    def _log(self, step: Step, result: Any, logger: RunLogger) -> None:  # noqa: ANN401 - the stage's result
         if step.stage.name == "ingest":
             address = self.store.address(f"{step.stage.folder}/{step.key}")
             logger.dataset(result, address)
         elif step.stage.name == "transplant":
             logger.receipt(result)
-        elif self.logger and step.is_phase and unlogged:
+        elif self.logger and step.is_phase and self._unlogged(step):
             from pipeline.training.state import HISTORY, History
 
             rows = History.read(result.folder / HISTORY).rows()
@@ -205,7 +204,7 @@ class Flow:
         return self.store.marker(self.recipe.name, key)
 
     def _unlogged(self, step: Step) -> bool:
-        """Whether MLflow was away when a result that is there ended."""
+        """Whether MLflow lacks something of a result that is there."""
         if step.stage.name not in ("finetune", "evaluate") or not self.published(step):
             return False
         return not self._marker(step.key).exists()

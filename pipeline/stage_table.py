@@ -175,11 +175,11 @@ STAGES = {
             help="Put pretrained weights into the net, prove it, and print the receipt.",
         ),
         Stage(
-            *("finetune", "nets", 1, _finetune_reads, _run_finetune, TrainedNet),
+            *("finetune", "nets", 2, _finetune_reads, _run_finetune, TrainedNet),
             help="Train all phases, after the stages before it.",
         ),
         Stage(
-            *("evaluate", "scores", 1, _evaluate_reads, _run_evaluate, Evaluation),
+            *("evaluate", "scores", 2, _evaluate_reads, _run_evaluate, Evaluation),
             help="Score a whole split and draw predictions, after the stages before it.",
         ),
         Stage(

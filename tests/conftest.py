@@ -12,9 +12,9 @@ from hypothesis import settings
 from PIL import Image
 
 from pipeline.config.recipe import Recipe, load_recipe
-from pipeline.data.shards import Shards
+from pipeline.data.check import check_samples
+from pipeline.data.shards import Shards, write_shard
 from pipeline.data.sources import open_source
-from pipeline.stages.ingest import check_shard
 from tests.s3 import BUCKET, S3
 
 settings.register_profile(
@@ -24,7 +24,6 @@ settings.load_profile("untimed")
 
 TINY = (
     "data.shapes={num_train: 22, num_val: 7, num_test: 5, height_px: 48, width_px: 64}",
-    "data.shard_rows=8",
     "finetune.augment.crop_px=[48, 64]",
     "finetune.global_batch=8",
     "finetune.micro_batch=2",
@@ -50,7 +49,8 @@ def tiny_shards(tmp_path_factory) -> dict[str, Shards]:
     for split in ("train", "val", "test"):
         mine = [s for s in samples if s.split == split]
         path = folder / f"{split}.arrow"
-        check_shard(source, mine, recipe.data.class_table(), (), path)
+        table = recipe.data.class_table()
+        write_shard(path, check_samples(source, mine, table, ())[1], split, table)
         shards[split] = Shards([path])
     return shards
 

@@ -31,7 +31,7 @@ SMALL = (
     "finetune.validate_every_epochs=5",
     "finetune.checkpoint_every_steps=1",
 )
-TOLD = (
+SHOWN = (
     r"(submitted|follow|stop) +\S",
     r"\S+ (computed|unchanged) \(",
     r"\w+Error: ",
@@ -176,14 +176,14 @@ def record(head: Head) -> str:
     """The transcript: each command, the lines of its output that matter, its exit code if not 0."""
     lines: list[str] = []
 
-    def told(command: str, code: int, output: str) -> None:
+    def add(command: str, code: int, output: str) -> None:
         lines.append(f"$ {command}")
-        lines.extend(telling(output.replace(head.address, SHOWN_ADDRESS)))
+        lines.extend(lines_that_matter(output.replace(head.address, SHOWN_ADDRESS)))
         if code:
             lines.extend(["$ echo $?", str(code)])
 
     def run(command: str) -> None:
-        told(command, *head.run(command))
+        add(command, *head.run(command))
 
     lines += ["$ export RAY_AUTH_MODE=token", f"$ {TOKEN} >/dev/null"]
     lines.append("$ ray start --head --num-cpus=2")
@@ -192,7 +192,7 @@ def record(head: Head) -> str:
     head.wait(lambda: head.checkpoints() or process.poll() is not None, "no checkpoint appeared")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=WAIT_S)
-    told(first, process.returncode, output.replace("first goes on", "^C\nfirst goes on"))
+    add(first, process.returncode, output.replace("first goes on", "^C\nfirst goes on"))
     run("ray job stop first")
     run("ray job logs first")
     run("fcn-pipeline submit small.yaml --name second")
@@ -200,11 +200,11 @@ def record(head: Head) -> str:
     return "\n".join(lines)
 
 
-def telling(output: str) -> list[str]:
+def lines_that_matter(output: str) -> list[str]:
     """The lines that matter, without the clock and the colours."""
     plain = (re.sub(r"\x1b\[[0-9;]*m", "", line) for line in output.splitlines())
     texts = (re.sub(BEFORE, "", line).strip() for line in plain)
-    return [text for text in texts if re.match("|".join(TOLD), text)]
+    return [text for text in texts if re.match("|".join(SHOWN), text)]
 
 
 def shape(transcript: str) -> list[str]:

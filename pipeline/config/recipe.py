@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from pipeline.config.data import DataSpec
 from pipeline.config.schema import (
     ClusterSpec,
     Count,
-    DataSpec,
     EvaluateSpec,
     FinetuneSpec,
     NetSpec,
@@ -71,8 +71,7 @@ class Recipe(Spec):
             raise ValueError(
                 "finetune.batch_norm=sync needs cluster.use_gpu=true; use micro on CPUs"
             )
-        splits = [*self.data.split_folders()] if self.data.source != "shapes" else ["val", "test"]
-        if self.evaluate.split not in splits:
+        if self.evaluate.split not in (splits := self.data.split_names()):
             raise ValueError(
                 f"evaluate.split={self.evaluate.split} is not among the data set's splits "
                 f"({', '.join(splits)})"

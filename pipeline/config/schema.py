@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from fcn.labels import ClassTable, Colour, voc_colour
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -22,112 +19,11 @@ BackboneName = Literal[
     "vgg16", "alexnet", "googlenet", "resnet18", "resnet34", "resnet50", "efficientnet_lite0"
 ]
 
-VOC_CLASSES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
-    *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
-    *("train", "tvmonitor"),
-)
-SHAPES_CLASSES: dict[str, Colour] = {
-    "ground": (96, 96, 96),
-    "disc": (230, 80, 60),
-    "square": (60, 160, 80),
-    "triangle": (240, 200, 60),
-    "cross": (70, 110, 220),
-}
-
 
 class Spec(BaseModel):
     """A closed, frozen section of a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ClassSpec(Spec):
-    """One class; its position in the list is its id in the label files."""
-
-    name: str
-    colour: Colour | None = None
-    """RGB in pictures; PASCAL VOC's colour of that index if not given."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
-
-
-class SplitSpec(Spec):
-    """Where a split's files lie under `data.root`."""
-
-    images: str
-    """Folder of images."""
-    labels: str
-    """Folder of label maps with the same names."""
-    list: str | None = None
-    """Text file that names the samples of the split, one a line; all images if not given."""
-
-
-class ShapesSpec(Spec):
-    """The embedded scenes."""
-
-    num_train: Positive = 320
-    num_val: Positive = 60
-    num_test: Positive = 60
-    height_px: Annotated[int, Field(ge=32)] = 120
-    width_px: Annotated[int, Field(ge=32)] = 160
-
-
-VOC_SPLITS = {
-    split: SplitSpec(
-        images="JPEGImages", labels="SegmentationClass", list=f"ImageSets/Segmentation/{split}.txt"
-    )
-    for split in ("train", "val")
-}
-
-
-class DataSpec(Spec):
-    """What is learned from."""
-
-    source: Literal["shapes", "folder", "voc"]
-    root: Path | None = None
-    """Folder of the data set; `shapes` has none."""
-    shapes: ShapesSpec = ShapesSpec()
-    splits: dict[Split, SplitSpec] = {}
-    """Folders of each split; `voc` knows its own."""
-    classes: tuple[ClassSpec, ...] = ()
-    """The class table of a `folder`; the other sources know theirs."""
-    void_ids: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()
-    """Ids in the label files that are not scored; 255 never is."""
-    max_quarantined_frac: Fraction = 0.01
-    """More rejected samples than this fail the ingest."""
-    shard_rows: Positive = 64
-    """Samples in a shard."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> DataSpec:
-        if self.source == "folder":
-            if len(self.classes) < 2:
-                raise ValueError(
-                    f"classes lists {len(self.classes)}; source folder needs at least 2"
-                )
-            if missing := {"train", "val"} - set(self.splits):
-                raise ValueError(f"splits lacks {', '.join(sorted(missing))}")
-        elif self.classes:
-            raise ValueError(f"classes are for source folder; {self.source} has its own table")
-        return self
-
-    def split_folders(self) -> dict[Split, SplitSpec]:
-        """Folders of each split of a source that has folders."""
-        return self.splits or {"train": VOC_SPLITS["train"], "val": VOC_SPLITS["val"]}
-
-    def class_table(self) -> ClassTable:
-        """The classes in the order of their ids."""
-        if self.source == "folder":
-            names = tuple(c.name for c in self.classes)
-            colours = tuple(c.colour or voc_colour(i) for i, c in enumerate(self.classes))
-            return ClassTable(names, colours)
-        if self.source == "voc":
-            return ClassTable(VOC_CLASSES, tuple(map(voc_colour, range(len(VOC_CLASSES)))))
-        return ClassTable(tuple(SHAPES_CLASSES), tuple(SHAPES_CLASSES.values()))
 
 
 class NetSpec(Spec):
@@ -152,6 +48,9 @@ class TransplantSpec(Spec):
     state dict, `run:NAME` (what that run trained) or `models:/NAME@ALIAS` (a registered model)."""
     preprocessing: Literal["torchvision", "caffe", "lite"] | None = None
     """What the weights were trained to see; that of the backbone's published weights if not given."""
+    names: dict[str, str] | None = None
+    """Names in a file of weights to the classifier's names, one pair for each tensor of the classifier;
+    needed where the file has other names and equally shaped layers, so that no rule can match them."""
 
 
 class OptimizerSpec(Spec):
@@ -214,7 +113,7 @@ class FinetuneSpec(Spec):
     trainable: Literal["all", "head"] = "all"
     """`head` trains the new layers alone: the paper's FCN-32s-fixed."""
     epochs: Positive | None = None
-    """Epochs of an at-once training; give these or phases."""
+    """Epochs of an at-once training; give either epochs or phases."""
     phases: tuple[PhaseSpec, ...] = ()
     """Staged training, coarse to fine; the last stride is the net's."""
     global_batch: Positive
@@ -228,13 +127,13 @@ class FinetuneSpec(Spec):
     """`frozen` (statistics of the pretrained weights), `micro` (of each micro-batch) or `sync` (of what
     all workers hold; CUDA). If not given: frozen after a transplant, micro from scratch."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the net's computations, by autocast; its weights stay fp32."""
     channels_last: bool = False
-    window_shards: Positive | None = None
-    """Shuffle within windows of so many shards, for a data set that no node's disk holds (see
-    cluster.cache_gb); if not given, all samples are shuffled together."""
+    """Keep the channels of a pixel side by side in memory: the same mathematics, often faster."""
     checkpoint_every_steps: Positive | None = None
-    """Besides those at every validation."""
+    """Optimiser steps between checkpoints, besides those at every validation."""
     validate_every_epochs: Positive = 1
+    """Epochs between validations; the last epoch is always validated."""
 
     @model_validator(mode="after")
     def _splits(self) -> FinetuneSpec:
@@ -275,25 +174,28 @@ class RegisterSpec(Spec):
 
 
 class ClusterSpec(Spec):
-    """Where it runs; changes speed, never results."""
+    """Where the flow runs: this changes its speed, never its results."""
 
     address: str | None = None
-    """Of a running Ray; without one, the Ray that RAY_ADDRESS names or a local one."""
+    """The address of a running Ray; without it the Ray that RAY_ADDRESS names is joined, or one is
+    started on this machine."""
     num_workers: int | tuple[int, int] = 2
-    """A number, or [min, max]: then the run goes on with fewer when a node is lost and grows again."""
+    """Training processes: a number, or [min, max] for a run that goes on with fewer workers when a node
+    is lost and grows again when one comes."""
     autoscaling: bool = False
-    """The cluster adds nodes on demand: a flow waits for them where it would else be refused at once."""
+    """Whether the cluster adds nodes on demand: then a flow waits for them, else it is refused at once
+    if its workers do not fit."""
     use_gpu: bool = False
+    """Whether each worker trains on a GPU."""
     gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """A share of one lets several trials of a search, of one worker each, use a GPU together."""
+    """GPUs of a worker. With a share of one, several trials of a search, of one worker each, use a GPU
+    together."""
     cpus_per_worker: PositiveFloat = 1.0
+    """CPUs of a worker, which also decide on its number of threads."""
     loader_workers: Count = 0
-    """Processes that decode and augment, for each worker; 0 does it in the worker itself."""
-    cache_gb: PositiveFloat | None = None
-    """Of a node's disk for the shards of a store in an object store, in 10^9 bytes; no bound if not
-    given."""
+    """Processes of each worker that decode and augment; with 0 the worker does it itself."""
     max_failures: Count = 2
-    """Restarts from the last checkpoint before the run gives up."""
+    """How often a run starts again from its last checkpoint before it gives up."""
 
     @field_validator("num_workers", mode="before")
     @classmethod
@@ -314,12 +216,12 @@ class ClusterSpec(Spec):
 
     @property
     def min_workers(self) -> int:
-        """Without which nothing starts."""
+        """The number of workers without which nothing starts."""
         return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
 
     @property
     def max_workers(self) -> int:
-        """As many as there ever are."""
+        """The number of workers that is never exceeded."""
         return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
 

@@ -16,7 +16,7 @@ from fcn.labels import VOID
 from pipeline.config.schema import AugmentSpec
 from pipeline.data.augment import Augment
 from pipeline.data.sampler import BatchSchedule, MicroBatchSpec, seed_of
-from pipeline.data.shards import Shards, fetch_ahead
+from pipeline.data.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,30 @@ class MicroBatch:
     ids: tuple[str, ...]
     step: int = 0
     seed: int = 0
-    """Of all randomness inside the net: dropout."""
+    """The seed of all randomness inside the net, which is dropout."""
     void: bool = False
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> MicroBatch:
-        """On the device; the image in the net's memory format."""
+        """Copy to a device; the image takes the net's memory format."""
         image = self.image.to(device, non_blocking=True, memory_format=memory_format)
         label = self.label.to(device, non_blocking=True)
         return MicroBatch(image, label, self.ids, self.step, self.seed, self.void)
 
     def pin_memory(self) -> MicroBatch:
-        """In page-locked memory, for the copy to a GPU; called by the loader."""
+        """Copy to page-locked memory, from where a GPU copies faster; PyTorch's loader calls it."""
         image, label = self.image.pin_memory(), self.label.pin_memory()
         return MicroBatch(image, label, self.ids, self.step, self.seed, self.void)
 
 
 class TrainDataset(Dataset[MicroBatch]):
-    """Micro-batches by their plan; each sample's augmentation by (seed, epoch, id)."""
+    """Micro-batches by their specification; augmentation is a function of (seed, epoch, id)."""
 
     def __init__(self, shards: Shards, augment: AugmentSpec, seed: int) -> None:
         self.shards, self.spec, self.seed = shards, augment, seed
         self._augment: Augment | None = None
 
     def __getitem__(self, plan: MicroBatchSpec) -> MicroBatch:
-        """Read, decode and augment the samples of a plan."""
+        """Read, decode and augment the samples of a micro-batch."""
         self._augment = self._augment or Augment(self.spec)
         images, labels, ids = [], [], []
         for index in plan.samples:
@@ -66,7 +66,7 @@ class TrainDataset(Dataset[MicroBatch]):
 
 
 class EvalDataset(Dataset[MicroBatch]):
-    """Whole images; a key is a tuple of rows of one size."""
+    """Whole images; a key is a tuple of row numbers whose images have one size."""
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
@@ -100,23 +100,6 @@ def train_batches(
     keys = plan.shares(first_step, rank, world_size)
     for _, micro_batches in groupby(_loader(dataset, keys, num_loaders), key=lambda m: m.step):
         yield list(micro_batches)
-
-
-def fetched_ahead(
-    steps: Iterator[list[MicroBatch]],
-    plan: BatchSchedule,
-    first_step: int,
-    train: Shards,
-    val: Shards,
-) -> Iterator[list[MicroBatch]]:
-    """The same, while a thread fetches the shards that the next steps and the validation need."""
-    fetching: list[int] = []
-    for step in range(first_step, plan.num_steps):
-        moves = plan.window is not None or not fetching  # without windows all are needed at once
-        if moves and (needed := plan.needed(step)) != fetching:
-            fetching = needed
-            fetch_ahead([*train.places(needed), *val.places()])
-        yield next(steps)
 
 
 def eval_batches(shards: Shards, rows: range, batch: int, num_loaders: int) -> Iterable[MicroBatch]:

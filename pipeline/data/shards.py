@@ -6,6 +6,7 @@ Any Arrow reader opens them; the class table and the split are in the schema's m
 from __future__ import annotations
 
 import bisect
+import hashlib
 import io
 import json
 import logging
@@ -22,13 +23,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from fcn.images import decode_ids, decode_rgb
 from fcn.labels import ClassTable
 from pipeline.errors import DataError, StoreError
 from pipeline.storage.store import File, localize
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = pa.schema(
     [
@@ -41,6 +43,8 @@ SCHEMA = pa.schema(
         ("class_px", pa.list_(pa.int64())),
         ("source", pa.string()),
         ("sha256", pa.string()),  # of the image's bytes
+        ("pixels_sha256", pa.string()),  # of the image's size and RGB pixels, however encoded
+        ("label_sha256", pa.string()),  # of the label's size and class ids, however encoded
     ]
 )
 
@@ -58,6 +62,8 @@ class Row:
     class_px: list[int]
     source: str
     sha256: str
+    pixels_sha256: str
+    label_sha256: str
 
 
 def write_shard(path: Path, rows: Iterable[Row], split: str, table: ClassTable) -> None:
@@ -73,28 +79,10 @@ def write_shard(path: Path, rows: Iterable[Row], split: str, table: ClassTable) 
         writer.write_table(columns)
 
 
-def drop_rows(path: Path, ids: set[str]) -> None:
-    """Rewrite a shard without some of its samples."""
-    with pa.memory_map(str(path)) as source:
-        columns = pa.ipc.open_file(source).read_all()
-        keep = pa.array([row_id not in ids for row_id in columns["id"].to_pylist()])
-        columns = columns.filter(keep)
-        draft = path.with_suffix(".draft")
-        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, columns.schema) as writer:
-            writer.write_table(columns)
-    draft.replace(path)
-
-
-def decode_image(encoded: bytes) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) uint8, as stored: an EXIF rotation is not applied, labels have none."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def open_image(encoded: bytes) -> NDArray[np.integer]:
-    """Pixels as stored: (H, W) of ids, palette indices or 16-bit values, or (H, W, channels)."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(image)
+def pixels_sha256(pixels: NDArray[np.uint8]) -> str:
+    """Hash of an array's shape and values: equal for equal pixels, whatever file they came from."""
+    shape = "x".join(map(str, pixels.shape)).encode()
+    return hashlib.sha256(shape + b"/" + pixels.tobytes()).hexdigest()
 
 
 def encode_label(label: NDArray[np.uint8]) -> bytes:
@@ -108,44 +96,26 @@ class Shards:
     """A split, read by row number from memory-mapped files, which are opened when first needed.
 
     A file that lies in an object store is fetched when it is opened; with the numbers of their rows
-    given, no other has to be. Of those not used the longest the last `max_open` stay open: the disk
-    that a removed file takes is free once nobody has it open.
+    given, no other has to be.
     """
 
-    def __init__(
-        self,
-        files: Sequence[File],
-        rows: Sequence[int] | None = None,
-        max_open: int | None = None,
-    ) -> None:
-        self.files, self._rows, self.max_open = list(files), rows, max_open
+    def __init__(self, files: Sequence[File], rows: Sequence[int] | None = None) -> None:
+        self.files, self._rows = list(files), rows
         self._tables: dict[int, pa.Table] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A memory map does not travel; each opens its own.
-        return Shards, (self.files, self._rows, self.max_open)
-
-    def places(self, shards: Iterable[int] | None = None) -> list[File]:
-        """Some files, or all."""
-        return self.files if shards is None else [self.files[shard] for shard in shards]
+        # A memory map does not travel; each process opens its own.
+        return Shards, (self.files, self._rows)
 
     def _table(self, shard: int) -> pa.Table:
-        table = self._tables.pop(shard, None)
-        if table is None:
-            if self.max_open and len(self._tables) >= self.max_open:
-                del self._tables[next(iter(self._tables))]
-            table = _open(self.files[shard])
-        self._tables[shard] = table  # the last of all
-        return table
-
-    @cached_property
-    def rows(self) -> tuple[int, ...]:
-        """Samples of each file."""
-        return tuple(self._rows or (len(self._table(i)) for i in range(len(self.files))))
+        if shard not in self._tables:
+            self._tables[shard] = _open(self.files[shard])
+        return self._tables[shard]
 
     @cached_property
     def _ends(self) -> list[int]:
-        return list(accumulate(self.rows))
+        rows = self._rows or [len(self._table(i)) for i in range(len(self.files))]
+        return list(accumulate(rows))
 
     def __len__(self) -> int:
         """Samples in the split."""
@@ -167,34 +137,35 @@ class Shards:
     def image_label(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Image (H, W, 3) and label (H, W), both uint8."""
         return (
-            decode_image(self._cell(index, "image")),
-            open_image(self._cell(index, "label")).astype(np.uint8, copy=False),
+            decode_rgb(self._cell(index, "image")),
+            decode_ids(self._cell(index, "label")).astype(np.uint8, copy=False),
         )
 
 
-def _open(place: File, *, again: bool = True) -> pa.Table:
+def _open(file: File) -> pa.Table:
     """A file's columns, memory-mapped."""
-    path = localize(place)
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return pa.ipc.open_file(pa.memory_map(str(localize(file)))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        if again and isinstance(error, FileNotFoundError):
-            return _open(place, again=False)  # another run on this machine has just needed the room
         raise DataError(f"a shard cannot be read: {error}; remove its data set's folder") from error
 
 
-def fetch_ahead(places: Sequence[File]) -> threading.Thread | None:
-    """Begin to have files on this machine, so that whoever reads them need not wait."""
-    if all(isinstance(place, Path) for place in places):
+def fetch_ahead(*splits: Shards) -> threading.Thread | None:
+    """Begin to have the files of some splits on this machine, in the order given, in a thread.
+
+    Whoever reads a file then need not wait for it. None if all of them are on this machine.
+    """
+    files = [file for shards in splits for file in shards.files]
+    if all(isinstance(file, Path) for file in files):
         return None
-    thread = threading.Thread(target=_fetch, args=(places,), name="shards", daemon=True)
+    thread = threading.Thread(target=_fetch, args=(files,), name="shards", daemon=True)
     thread.start()
     return thread
 
 
-def _fetch(places: Iterable[File]) -> None:
+def _fetch(files: Iterable[File]) -> None:
     try:
-        for place in places:
-            localize(place)
+        for file in files:
+            localize(file)
     except StoreError as error:  # raised again to whoever reads that shard
         log.warning("shards are fetched when they are read, not before: %s", error)

@@ -106,24 +106,23 @@ def answers(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
 
 def store(needs: Requirements, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Every node can write the store, and it is the same store for all."""
+    remedy, otherwise = (
+        "give every node the address of the object store and credentials that read and write there "
+        "(docs/storage.md)",
+        "another object store there: see that AWS_ENDPOINT_URL is the same on every node",
+    )
+    if not needs.remote:
+        remedy, otherwise = (
+            "set store=... to a folder that every node may write",
+            "each node's own folder there, so shards and checkpoints of one node would be missing on "
+            "the next: set store=... to shared storage",
+        )
     known = [(node, node.report) for node in nodes if node.report]
     unwritable = [(n.name, report.unwritable) for n, report in known if report.unwritable]
-    remedy = (
-        "give every node the address of the object store and credentials that read and write there "
-        "(docs/storage.md)"
-        if needs.remote
-        else "set store=... to a folder that every node may write"
-    )
     lost = f"results and checkpoints could not be written to {needs.store}: {remedy}"
     yield from _grouped("store", "failure", unwritable, lost)
     apart = [(n.name, f"does not see what {_some(n.unseen)} wrote") for n, _ in known if n.unseen]
-    meaning = (
-        "another object store there: see that AWS_ENDPOINT_URL is the same on every node"
-        if needs.remote
-        else "each node's own folder there, so shards and checkpoints of one node would be missing on "
-        "the next: set store=... to shared storage"
-    )
-    yield from _grouped("store", "failure", apart, f"{needs.store} is {meaning}")
+    yield from _grouped("store", "failure", apart, f"{needs.store} is {otherwise}")
     if known and not unwritable and not apart:
         seen = ", and each sees what the others wrote" if len(known) > 1 else ""
         words = f"{len(known)} node{'s' * (len(known) != 1)} wrote and read it{seen}"

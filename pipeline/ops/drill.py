@@ -10,17 +10,13 @@ import logging
 import os
 import random
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import pyarrow.fs
-import ray
 import torch
 from rich.table import Table
 from safetensors.torch import load_file
@@ -29,115 +25,18 @@ from fcn.weights import NET
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import ClusterError, RecipeError
-from pipeline.flow import Step, plan
-from pipeline.ops.faults import FAULTS, NEED_A_CHECKPOINT, SURVIVED, RayUnderTest
-from pipeline.storage.cache import open_store
-from pipeline.storage.object_store import ObjectStore
+from pipeline.flow import plan
+from pipeline.ops.faults import FAULTS, NEED_A_CHECKPOINT, SURVIVED, RayUnderTest, Training
+from pipeline.stage_table import Step
+from pipeline.storage.store import Store
 from pipeline.tracking.client import TrackingClient
-from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.progress import NAMESPACE, Worker, metrics_actor_name
 from pipeline.training.state import HISTORY, OPTIMIZER, History
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.02
-TIMEOUT_S = 1800.0
-"""Longest time that a training is waited for."""
 MAX_MISSES = 5
 """So many trainings may end before any fault came."""
 METRICS_DATABASE = "mlflow.db"
-
-
-class Training:
-    """One training in a store of its own, as a user runs it: a command in its own process."""
-
-    def __init__(
-        self,
-        ray_under_test: RayUnderTest,
-        arguments: Sequence[str],
-        store: str,
-        phases: Sequence[Step],
-        name: str,
-    ) -> None:
-        self.ray_under_test, self.arguments = ray_under_test, list(arguments)
-        self.store = store
-        """A folder or a URI."""
-        self.name = name
-        """The name of the recipe, and so of its runs."""
-        self.phase = phases[-1]
-        """The phase that is watched."""
-
-    @property
-    def cache(self) -> Path:
-        """This machine's folder for the store, with MLflow's database."""
-        return open_store(self.store).root  # Store API: store.cache
-
-    def net(self, phase: Step) -> Path:
-        """The folder of the net that a phase ended with, on this machine."""
-        return open_store(self.store).local("nets", phase.key)  # Store API: stored().localize()
-
-    def checkpoints(self, phase: Step | None = None) -> Checkpoints:
-        """Those of a phase, or of the one that is watched, as the store has them at this moment."""
-        return Checkpoints.of_run(open_store(self.store), self.name, (phase or self.phase).key)
-
-    def start(self) -> None:
-        """Type the command."""
-        self.output = TemporaryFile()  # noqa: SIM115 - read when it has ended
-        where = [f"store={self.store}", f"cluster.address={self.ray_under_test.address}"]
-        command = [sys.executable, "-m", "pipeline", "evaluate", *self.arguments]
-        self.process = subprocess.Popen(
-            [*command, *(f"--set={value}" for value in where)],
-            stdout=self.output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def step(self) -> int:
-        """The newest step of the phase that the metrics actor knows of; 0 before the first."""
-        return self._ask("step") or 0
-
-    def workers(self) -> list[Worker]:
-        """Where its workers are; none before they begin."""
-        return self._ask("workers") or []
-
-    def _ask(self, question: str) -> Any:  # noqa: ANN401 - whatever the actor answers
-        try:
-            actor = ray.get_actor(metrics_actor_name(self.phase.key), namespace=NAMESPACE)
-            return ray.get(getattr(actor, question).remote())
-        except (ValueError, ray.exceptions.RayActorError):  # not there yet, or gone with its driver
-            return None
-
-    def wait_for(self, step: int) -> bool:
-        """Wait until the phase has come that far; False if the command ended before."""
-        return self._wait_until(lambda: self.step() >= step)
-
-    def wait_for_checkpoint(self) -> bool:
-        """Wait until there is a sound one; False if the command ended before."""
-        return self._wait_until(lambda: self.checkpoints().newest()[0] is not None)
-
-    def wait_for_others(self, workers: list[Worker]) -> bool:
-        """Wait until other workers are in their place; False if the command ended before."""
-        return self._wait_until(lambda: bool(now := self.workers()) and now != workers)
-
-    def finish(self) -> int:
-        """Wait until the command has ended; return its exit code."""
-        return self.process.wait(TIMEOUT_S)
-
-    def printed(self) -> str:
-        """What the command printed."""
-        self.output.seek(0)
-        return self.output.read().decode(errors="replace")
-
-    def _wait_until(self, condition: Callable[[], bool]) -> bool:
-        end = time.monotonic() + TIMEOUT_S
-        while not condition():
-            if self.process.poll() is not None:
-                return False
-            if time.monotonic() > end:
-                self.process.kill()
-                raise ClusterError(f"nothing moved for {TIMEOUT_S:g} s:\n{self.printed()[-2000:]}")
-            time.sleep(POLL_S)
-        return True
 
 
 @dataclass(frozen=True)
@@ -184,9 +83,9 @@ class Drill:
         self.recipe, self.tolerance = recipe, tolerance
         local = ["--set=tracking.uri=null", "--set=evaluate.num_pictures=0"]
         self.arguments = [*arguments, *local]
-        self.store = open_store(recipe.store)
-        self.files = ObjectStore(str(self.store))  # Store API: store.files
-        self.phases = [step for step in plan(recipe, self.store) if step.stage == "finetune"]
+        self.store = Store(recipe.store)
+        self.files = self.store.files
+        self.phases = [step for step in plan(recipe, self.store) if step.is_phase]
         self.ray_under_test = RayUnderTest(
             recipe.cluster, recipe.cluster.address or os.environ.get("RAY_ADDRESS")
         )
@@ -194,7 +93,7 @@ class Drill:
     def run(self, faults: Sequence[str], times: int, seed: int) -> Iterator[DrillResult]:
         """Yield the results one by one: each training has every fault once, in random order."""
         chance = random.Random(seed)
-        with self.store.flow("drill"), TemporaryDirectory() as folder:  # Store API: store.flow_lock
+        with self.store.flow_lock("drill"), TemporaryDirectory() as folder:
             self.files.remove_folder("drill")
             TrackingClient(TrackingSpec(), Path(folder))  # made once, copied for each training
             self.empty_database = Path(folder) / METRICS_DATABASE
@@ -283,13 +182,14 @@ class Drill:
     def _strike(self, training: Training, fault: str, step: int) -> FaultResult | None:
         """Do it once the phase has come that far; None if it had ended."""
         if not training.wait_for(step) or (
-            fault in NEED_A_CHECKPOINT and not training.wait_for_checkpoint()
+            fault in NEED_A_CHECKPOINT
+            and not training.wait_until(lambda: training.checkpoints().newest()[0] is not None)
         ):
             return None
         step, workers, began = training.step(), training.workers(), time.monotonic()
         FAULTS[fault](training)
         if fault in SURVIVED:
-            struck = training.wait_for_others(workers)
+            struck = training.wait_until(lambda: bool(w := training.workers()) and w != workers)
         elif struck := training.finish() != 0:
             training.start()
         if not struck:
@@ -305,23 +205,19 @@ class Drill:
         return max(step for step, _ in history.rows())
 
     def _compare(self, training: Training, hits: list[FaultResult]) -> DrillResult:
-        num_tensors = num_changed = num_metrics = num_wrong = 0
-        largest = 0.0
+        differences: list[float] = []
+        num_metrics = num_wrong = 0
         for phase in self.phases:
-            for expected, found in zip(
-                _tensors(self.reference, phase), _tensors(training, phase), strict=True
-            ):
-                difference = _difference(expected, found)
-                num_tensors, num_changed = (
-                    num_tensors + 1,
-                    num_changed + (difference > self.tolerance),
-                )
-                largest = max(largest, difference)
+            tensors = (_tensors(t, phase) for t in (self.reference, training))
+            differences += [_difference(a, b) for a, b in zip(*tensors, strict=True)]
             wanted, logged = (_metrics(t, phase) for t in (self.reference, training))
             num_metrics += sum(map(len, wanted.values()))
             for key in wanted.keys() | logged.keys():
                 num_wrong += _num_wrong(wanted.get(key, []), logged.get(key, []), self.tolerance)
-        return DrillResult(hits, num_tensors, num_changed, num_metrics, num_wrong, largest)
+        num_changed = sum(difference > self.tolerance for difference in differences)
+        return DrillResult(
+            hits, len(differences), num_changed, num_metrics, num_wrong, max(differences)
+        )
 
 
 def drill_table(results: Sequence[DrillResult]) -> Table:

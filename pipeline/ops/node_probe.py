@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.storage.cache import mirror_of
+from pipeline.storage.cache import cache_folder
 from pipeline.storage.object_store import ObjectStore
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "albumentations", "fcn-pipeline")
@@ -66,7 +66,7 @@ class NodeReport:
     unreachable: str | None
     """Why MLflow's server does not answer."""
     num_gpus: int | None
-    """GPUs that PyTorch can use; None if not asked or if PyTorch could not tell."""
+    """GPUs that PyTorch can use; None if not asked or if the count failed."""
 
 
 class Probe:
@@ -83,7 +83,7 @@ class Probe:
     def report(self) -> NodeReport:
         """Everything that needs no other node."""
         asked = self.request
-        disk = mirror_of(asked.store) if isinstance(asked.store, str) else asked.store
+        disk = cache_folder(asked.store) if isinstance(asked.store, str) else asked.store
         made = tuple(path for path in (disk, *disk.parents) if not path.exists())
         return NodeReport(
             host=socket.gethostname(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import ClusterSpec, PhaseSpec
 from pipeline.data.sampler import steps_per_epoch
+from pipeline.data.sources import open_source
 from pipeline.errors import ClusterError
 from pipeline.flow import Flow, Report
 from pipeline.results import RECEIPT
@@ -23,25 +25,28 @@ def plan_rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
     flow = Flow(recipe)
     fresh: set[str] = set()
     for step in flow.steps.values():
-        if flow.store.published(step.kind, step.key):
+        if flow.published(step):
             yield step.name, step.key, "reuse", "its result is in the store", ""
             continue
         changed = [name for name in step.needs if name in fresh]
         why = f"{', '.join(changed)} runs" if changed else "no result with this fingerprint"
-        if step.stage == "finetune" and flow.begun(step):
+        if step.is_phase and flow.begun(step):
             why = "begun; goes on from its last checkpoint"
-        needs = _needs(flow, step.phase) if step.phase else ""
+        needs = _needs(flow, step.phase) if step.is_phase else ""
         fresh.add(step.name)
         yield step.name, step.key, "run", why, needs
 
 
 def _needs(flow: Flow, phase: PhaseSpec) -> str:
-    recipe, data = flow.recipe, flow.published_counts()
+    from pipeline.training.model import require_normalisable  # noqa: PLC0415 - torch takes seconds
+
+    recipe, data = flow.recipe, flow.published_counts() or _listed_counts(flow.recipe)
     spec, tune = recipe.cluster, recipe.finetune
     device = "GPU" if spec.use_gpu else f"{spec.cpus_per_worker:g} CPU"
     number = "-".join(map(str, sorted({spec.min_workers, spec.max_workers})))
     words = [f"{number} workers x {device}", *_fit(spec), f"{phase.epochs} epochs"]
     if data:
+        require_normalisable(recipe, data["train"])
         steps = phase.epochs * steps_per_epoch(data["train"], tune.global_batch)
         words.append(f"{steps} steps of {tune.global_batch} images")
     size = state_bytes(recipe, phase)
@@ -65,6 +70,12 @@ def _fit(spec: ClusterSpec) -> tuple[str, ...]:
     fit = cluster.workers_that_fit(spec, nodes)
     otherwise = ": the run would " + ("wait" if spec.autoscaling else "be refused")
     return (f"{where} holds {fit} at a time{otherwise * (fit < spec.min_workers)}",)
+
+
+def _listed_counts(recipe: Recipe) -> dict[str, int]:
+    """Images by split as the source lists them; the ingest may reject some."""
+    samples, _ = open_source(recipe).samples()
+    return dict(Counter(sample.split for sample in samples))
 
 
 def state_bytes(recipe: Recipe, phase: PhaseSpec) -> int:

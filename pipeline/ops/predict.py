@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import UnidentifiedImageError
-
-from fcn.predict import predict
+from fcn.images import ImageError, decode_rgb
+from fcn.inference import predict
 from fcn.weights import class_table, load_net, read_about
 from pipeline.config.schema import TrackingSpec
-from pipeline.data.shards import decode_image
 from pipeline.errors import DataError, WeightsError
 from pipeline.storage.store import Store
 from pipeline.tracking import plots
@@ -39,9 +37,9 @@ def predict_files(
     output.mkdir(parents=True, exist_ok=True)
     for path in images:
         try:
-            image = decode_image(path.read_bytes())
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"{path} is not a readable image: {error}") from error
+            image = decode_rgb(path.read_bytes())
+        except (OSError, ImageError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
         label = predict(net, image)
         target = output / f"{path.stem}.png"
         plots.label_png(target, label, table)

@@ -55,9 +55,7 @@ def _store(recipe: Recipe) -> Path | str:
 
 def _inputs(flow: Flow) -> Iterator[Path]:
     """The folder of the data set and the file of the weights, if a stage is still to read them."""
-    to_do = {
-        step.stage for step in flow.steps.values() if not flow.store.published(step.kind, step.key)
-    }
+    to_do = {step.stage.name for step in flow.steps.values() if not flow.published(step)}
     root, section = flow.recipe.data.root, flow.recipe.transplant
     if root and "ingest" in to_do:
         yield root.absolute()

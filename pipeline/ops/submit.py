@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -73,11 +73,15 @@ def submit(recipe: str, overrides: Sequence[str], target: Target) -> Submitted:
 
     Raises:
         RecipeError: the recipe has mistakes, or names what the cluster cannot see.
-        ClusterError: no cluster there, no admission, the name is taken, or the folder is too large.
+        ClusterError: there is no cluster or it does not admit us, the job's name is taken, the folder is
+            too large, or a variable that the job is to have is not set.
     """
     folder = target.folder.absolute()
     require_shared_paths(load_recipe(recipe, overrides))
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)} | values_of(target.env, os.environ)
+    if missing := [name for name in target.env if name not in os.environ]:
+        raise ClusterError(f"--env {', '.join(missing)}: no such variable here; export it first")
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
+    variables |= {name: os.environ[name] for name in target.env}
     entrypoint = command(path_in(folder, recipe), overrides)
     with in_our_words():
         client = connect(target.address)
@@ -156,18 +160,6 @@ def require_shared_paths(recipe: Recipe) -> None:
         )
     if mistakes:
         raise RecipeError("\n".join([f"{recipe.name} cannot be submitted:", *mistakes]))
-
-
-def values_of(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that the job is to have.
-
-    Raises:
-        ClusterError: one of them is not set here.
-    """
-    for name in names:
-        if name not in environment:
-            raise ClusterError(f"--env {name}: no such variable here; export it first")
-    return {name: environment[name] for name in names}
 
 
 def path_in(folder: Path, recipe: str) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 import ray
 import torch
 
+from fcn.inference import predict
 from fcn.metrics import Confusion, Scores
-from fcn.predict import predict
 from fcn.weights import load_net
 from pipeline import cluster
 from pipeline.cluster import set_threads, task_options

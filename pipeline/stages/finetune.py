@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fcn.nets import FCN
 from fcn.weights import save_net
@@ -17,7 +16,7 @@ from pipeline.errors import StoppedError
 from pipeline.results import TrainedNet
 from pipeline.storage.store import File, Store
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.model import blueprint, require_receipt
+from pipeline.training.model import blueprint, require_normalisable, require_receipt
 from pipeline.training.progress import LogRows, MetricsForwarder
 from pipeline.training.ray_train import TrainingTask, stop_on_sigterm, train
 from pipeline.training.state import HISTORY, read_best, step_of
@@ -63,6 +62,7 @@ def run(
         StoppedError: SIGTERM came; what was done is in a checkpoint.
         TrainingError, ClusterError, StoreError: as `ray_train.train` does.
     """
+    require_normalisable(recipe, inputs.num_train)
     if inputs.receipt is not None:
         require_receipt(inputs.receipt)
     num_steps = inputs.steps(recipe)
@@ -82,12 +82,10 @@ def publish(recipe: Recipe, store: Store, key: str, stride: Stride, last: Path) 
     """Publish the best net of a checkpoint, with its classes and the history of its training."""
     best = read_best(last)
     assert best is not None
-    manifest: dict[str, Any] = {}
-    with store.publish("nets", key, manifest) as draft:
+    facts = {"steps": best.step, "metrics": best.metrics}
+    with store.publish("nets", key, facts) as draft:
         net = FCN(blueprint(recipe, stride))
         net.load_state_dict(best.weights)
         save_net(draft, net, classes=asdict(recipe.data.class_table()), recipe=recipe.name)
         shutil.copy(last / HISTORY, draft / HISTORY)
-        trained = TrainedNet(folder=draft, steps=best.step, metrics=best.metrics)
-        manifest |= trained.model_dump(mode="json")
-    return trained
+    return TrainedNet(folder=draft, steps=best.step, metrics=best.metrics)

@@ -1,35 +1,32 @@
-"""Stage 1: any data set into checked, memory-mapped Arrow shards; what is wrong into quarantine."""
+"""Stage 1: any data set into checked, memory-mapped Arrow shards; what is wrong into quarantine.
+
+Each sample is read and decoded once. Tasks check chunks of samples and leave the rows in Ray's
+object store; the driver decides by hashes which rows are duplicates; tasks then write the others.
+"""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from fcn.labels import VOID, ClassTable
+from fcn.labels import ClassTable
 from pipeline import cluster
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Split
-from pipeline.data.quarantine import Rejected, summary, write_table
-from pipeline.data.shards import (
-    Row,
-    decode_image,
-    drop_rows,
-    encode_label,
-    open_image,
-    write_shard,
-)
-from pipeline.data.sources import Sample, Source, open_source
+from pipeline.data.check import Facts, check_samples
+from pipeline.data.shards import Row, write_shard
+from pipeline.data.sources import Rejected, Sample, Source, open_source
 from pipeline.errors import DataError
 from pipeline.logs import progress_bar
 from pipeline.results import Dataset
@@ -37,27 +34,21 @@ from pipeline.storage.store import OBJECTS, StagedFile, Store
 
 log = logging.getLogger(__name__)
 
+SHARD_ROWS = 64
+"""Samples in a shard, and in a task."""
+RANK: dict[Split, int] = {"test": 0, "val": 1, "train": 2}
+"""Of an image that is in two splits, the copy in the split of the lower rank stays."""
 
-@dataclass(frozen=True)
-class Checked:
-    """What a task tells of the shard that it wrote."""
+
+@dataclass
+class Shard:
+    """A file of the data set and what is in it."""
 
     file: str
     split: Split
-    accepted: list[tuple[str, str, list[int]]]
-    """Id, sha256 of the image, pixels of each class; in the order of the rows."""
+    accepted: list[Facts]
+    """In the order of the rows."""
     rejected: list[Rejected]
-    objects: dict[str, Any] = field(default_factory=dict)
-    """What the manifest must say of the file."""
-
-
-class _RejectedError(Exception):
-    """Internal: why a sample is not accepted."""
-
-
-def source_state(recipe: Recipe) -> str:
-    """Changes when the files of the data set do; part of the stage's fingerprint."""
-    return open_source(recipe).state()
 
 
 def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
@@ -68,33 +59,20 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
     """
     source = open_source(recipe)
     samples, rejected = source.samples()
-    chunks = list(_chunks(samples, recipe.data.shard_rows))
+    chunks = list(_chunks(samples))
     names = [f"{chunk[0].split}-{i:05d}.arrow" for i, chunk in enumerate(chunks)]
-    num_classes = len(recipe.data.class_table())
     manifest: dict[str, object] = {}
     with store.publish("datasets", fingerprint, manifest) as draft:
         parts = [store.stage_file(draft, name) for name in names]
-        shards = _check_all(recipe, source, chunks, parts)
+        shards, objects = _write_shards(recipe, source, chunks, parts)
         rejected += [r for shard in shards for r in shard.rejected]
-        doubles = _doubles(shards)
-        for shard in shards:
-            if ids := {r.id for r in doubles if r.split == shard.split} & {
-                a[0] for a in shard.accepted
-            }:
-                part = store.stage_file(draft, shard.file)
-                with part.open() as path:
-                    drop_rows(path, ids)
-                shard.objects.update(part.digests)
-                shard.accepted[:] = [a for a in shard.accepted if a[0] not in ids]
-        rejected += doubles
-        write_table(draft / "quarantine.csv", rejected)
+        _write_quarantine(draft / "quarantine.csv", rejected)
+        num_classes = len(recipe.data.class_table())
         dataset = _describe(draft, shards, num_classes, rejected)
-        complaint = _complaint(recipe, dataset, rejected)
-        if complaint:
+        if complaint := _complaint(recipe, dataset, rejected):
             table_path = store.cache / "datasets" / f"{fingerprint}.quarantine.csv"
             shutil.copy(draft / "quarantine.csv", table_path)
             raise DataError(f"{complaint}\nAll of them are listed in {table_path}")
-        objects = {name: entry for shard in shards for name, entry in shard.objects.items()}
         manifest |= dataset.model_dump(mode="json") | ({OBJECTS: objects} if objects else {})
     log.info(
         "ingested %d images (%s), %d quarantined",
@@ -105,140 +83,88 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
     return dataset
 
 
-def _check_all(
+def _chunks(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    for _, group in groupby(samples, key=lambda sample: sample.split):
+        same_split = list(group)
+        for start in range(0, len(same_split), SHARD_ROWS):
+            yield same_split[start : start + SHARD_ROWS]
+
+
+def _write_shards(
     recipe: Recipe, source: Source, chunks: Sequence[list[Sample]], parts: Sequence[StagedFile]
-) -> list[Checked]:
-    """Fan out over Ray, a task a shard; shards come back in the order of the samples."""
-    task = ray.remote(_check_part).options(num_cpus=1, max_retries=3)
-    source_ref = ray.put(source)
-    table, void = recipe.data.class_table(), recipe.data.void_ids
-    refs = [
-        task.remote(source_ref, chunk, table, void, part)
-        for chunk, part in zip(chunks, parts, strict=True)
-    ]
-    sizes = {ref: len(chunk) for ref, chunk in zip(refs, chunks, strict=True)}
+) -> tuple[list[Shard], dict[str, Any]]:
+    """Shards in the order of the chunks, and what the manifest must say of their files.
+
+    Chunks are decided on in the order of `RANK`, so whether a row is a duplicate is known once the
+    chunks before it are checked: a shard is written once, while later chunks are being checked.
+    """
+    check = ray.remote(check_samples).options(num_cpus=1, max_retries=3, num_returns=2)
+    write = ray.remote(_write_part).options(num_cpus=1, max_retries=3)
+    source_ref, table = ray.put(source), recipe.data.class_table()
+    order = sorted(range(len(chunks)), key=lambda i: RANK[chunks[i][0].split])
+
+    def submit(i: int) -> Any:  # noqa: ANN401 - Ray's references
+        return check.remote(source_ref, chunks[i], table, recipe.data.void_ids)
+
+    shards: dict[int, Shard] = {}
+    seen: dict[str, str] = {}
+    written: list[Any] = []
     with progress_bar() as progress:
-        bar = progress.add_task("ingest", total=sum(sizes.values()), note="images")
-        waiting = list(refs)
-        while waiting:
-            done, waiting = ray.wait(waiting)
-            for ref in done:
-                progress.advance(bar, sizes[ref])
-    return list(cluster.get(refs))
+        bar = progress.add_task("ingest", total=sum(map(len, chunks)), note="images")
+        for i, (facts_ref, rows_ref) in _in_flight(submit, order):
+            facts, rejected = cluster.get(facts_ref)
+            split = chunks[i][0].split
+            doubles = _doubles(split, facts, seen)
+            keep = [n for n in range(len(facts)) if n not in doubles]
+            written.append(write.remote(parts[i], rows_ref, keep, split, table))
+            accepted, rejected = [facts[n] for n in keep], [*rejected, *doubles.values()]
+            shards[i] = Shard(parts[i].name, split, accepted, rejected)
+            progress.advance(bar, len(chunks[i]))
+        objects = [cluster.get(ref) for ref in written]
+    return [shards[i] for i in sorted(shards)], {
+        k: v for found in objects for k, v in found.items()
+    }
 
 
-def _chunks(samples: Sequence[Sample], rows: int) -> Iterator[list[Sample]]:
-    by_split: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_split[sample.split].append(sample)
-    for group in by_split.values():
-        for start in range(0, len(group), rows):
-            yield group[start : start + rows]
+def _in_flight(submit: Callable[[int], Any], items: Iterable[int]) -> Iterator[tuple[int, Any]]:
+    """Tasks in the order of their items; few at once, for their rows fill Ray's object store."""
+    waiting: deque[tuple[int, Any]] = deque()
+    for item in items:
+        waiting.append((item, submit(item)))
+        if len(waiting) > max(8, 2 * ray.cluster_resources().get("CPU", 1)):
+            yield waiting.popleft()
+    yield from waiting
 
 
-def _check_part(
-    source: Source,
-    samples: Sequence[Sample],
-    table: ClassTable,
-    void_ids: Sequence[int],
-    part: StagedFile,
-) -> Checked:
-    """Check a chunk where the task is, and put its shard where it belongs."""
+def _write_part(
+    part: StagedFile, rows: Sequence[Row], keep: Sequence[int], split: Split, table: ClassTable
+) -> dict[str, Any]:
+    """Write some of the rows as a shard where it belongs; what the manifest must say of it."""
     with part.open() as path:
-        checked = check_shard(source, samples, table, void_ids, path)
-    return replace(checked, objects=part.digests)
+        write_shard(path, [rows[n] for n in keep], split, table)
+    return part.digests
 
 
-def check_shard(
-    source: Source,
-    samples: Sequence[Sample],
-    table: ClassTable,
-    void_ids: Sequence[int],
-    path: Path,
-) -> Checked:
-    """Check a chunk of one split and write what is accepted as one shard."""
-    rows: list[Row] = []
-    rejected: list[Rejected] = []
-    for sample in samples:
-        try:
-            rows.append(check_sample(source, sample, table, void_ids))
-        except _RejectedError as why:
-            reason, evidence = why.args
-            rejected.append(Rejected(sample.split, sample.id, reason, evidence, sample.image))
-    write_shard(path, rows, samples[0].split, table)
-    accepted = [(row.id, row.sha256, row.class_px) for row in rows]
-    return Checked(path.name, samples[0].split, accepted, rejected)
+def _doubles(split: Split, facts: Sequence[Facts], seen: dict[str, str]) -> dict[int, Rejected]:
+    """Images whose pixels were seen before, by their position; the others are added to `seen`.
 
-
-def check_sample(source: Source, sample: Sample, table: ClassTable, void_ids: Sequence[int]) -> Row:
-    """A row whose label is proved to hold classes and void alone."""
-    image, encoded_label = source.read(sample)
-    try:
-        height, width = decode_image(image).shape[:2]
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-    ) as e:
-        raise _RejectedError("undecodable image", str(e)) from None
-    label = _check_label(encoded_label, table, void_ids)
-    if label.shape != (height, width):
-        theirs = f"image is {width}x{height} px, label {label.shape[1]}x{label.shape[0]}"
-        raise _RejectedError("size mismatch", theirs)
-    class_px = np.bincount(label.ravel(), minlength=256)[: len(table)].tolist()
-    return Row(
-        id=sample.id,
-        image=image,
-        label=encode_label(label),
-        height_px=height,
-        width_px=width,
-        valid_px=sum(class_px),
-        class_px=class_px,
-        source=sample.image,
-        sha256=hashlib.sha256(image).hexdigest(),
-    )
-
-
-def _check_label(encoded: bytes, table: ClassTable, void_ids: Sequence[int]) -> NDArray[np.uint8]:
-    try:
-        ids = open_image(encoded)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise _RejectedError("undecodable label", str(error)) from None
-    if ids.ndim != 2:
-        raise _RejectedError(
-            "RGB label map", f"{ids.shape[2]} channels; a label map has one, of class ids"
-        )
-    wide = ids.astype(np.int64)
-    wide[np.isin(wide, [*void_ids, VOID])] = VOID
-    wild = np.unique(wide[(wide != VOID) & ((wide < 0) | (wide >= len(table)))])
-    if len(wild):
-        evidence = (
-            f"ids {wild[:5].tolist()} in a table of {len(table)} classes (0..{len(table) - 1})"
-        )
-        raise _RejectedError("unknown class", evidence)
-    return wide.astype(np.uint8)
-
-
-def _doubles(shards: Sequence[Checked]) -> list[Rejected]:
-    """Images seen before: within a split the first stays; between splits the evaluated one stays."""
-    rank = {"test": 0, "val": 1, "train": 2}
-    first: dict[str, tuple[str, str]] = {}
-    found = []
-    for shard in sorted(shards, key=lambda s: rank[s.split]):
-        for row_id, sha, _ in shard.accepted:
-            split, name = first.setdefault(sha, (shard.split, row_id))
-            if (split, name) == (shard.split, row_id):
-                continue
-            reason = "duplicate" if split == shard.split else f"leak into {split}"
-            evidence = f"same bytes as {split}/{name}"
-            found.append(Rejected(shard.split, row_id, reason, evidence, shard.file))
+    Splits come in the order of `RANK`, so within a split the first stays, and between splits the
+    evaluated one.
+    """
+    found = {}
+    for n, row in enumerate(facts):
+        name = f"{split}/{row.id}"
+        if first := seen.get(row.pixels_sha256):
+            other = first.split("/")[0]
+            reason = "duplicate" if other == split else f"leak into {other}"
+            found[n] = Rejected(split, row.id, reason, f"same pixels as {first}", row.source)
+        else:
+            seen[row.pixels_sha256] = name
     return found
 
 
 def _describe(
-    folder: Path, shards: Sequence[Checked], num_classes: int, rejected: Sequence[Rejected]
+    folder: Path, shards: Sequence[Shard], num_classes: int, rejected: Sequence[Rejected]
 ) -> Dataset:
     files: dict[Split, list[str]] = {}
     counts: dict[Split, int] = {}
@@ -248,9 +174,9 @@ def _describe(
         files.setdefault(shard.split, []).append(shard.file)
         counts[shard.split] = counts.get(shard.split, 0) + len(shard.accepted)
         total = np.array(class_px.get(shard.split, [0] * num_classes))
-        for row_id, sha, px in shard.accepted:
-            total += px
-            content.update(f"{shard.split}/{row_id}/{sha}/{px}".encode())
+        for row in shard.accepted:
+            total += row.class_px
+            content.update(f"{shard.split}/{row.id}/{row.sha256}/{row.label_sha256}/".encode())
         class_px[shard.split] = total.tolist()
     return Dataset(
         folder=folder,
@@ -270,9 +196,24 @@ def _complaint(recipe: Recipe, dataset: Dataset, rejected: Sequence[Rejected]) -
     if len(rejected) > limit * dataset.num_seen:
         return (
             f"{len(rejected)} of {dataset.num_seen} samples were rejected, more than "
-            f"data.max_quarantined_frac={limit}: {summary(rejected)}\n"
+            f"data.max_quarantined_frac={limit}: {_summary(rejected)}\n"
             "Mend the files or the class table, or allow more."
         )
     if empty := [split for split, n in dataset.counts.items() if n == 0]:
-        return f"nothing is left of split {', '.join(empty)}: {summary(rejected)}"
+        return f"nothing is left of split {', '.join(empty)}: {_summary(rejected)}"
     return None
+
+
+def _write_quarantine(path: Path, rejected: Sequence[Rejected]) -> None:
+    """A CSV with one row a sample; only the header if there are none."""
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(Rejected)])
+        table.writeheader()
+        table.writerows(asdict(row) for row in rejected)
+
+
+def _summary(rejected: Sequence[Rejected], most: int = 5) -> str:
+    """Counts by reason, then the first few in full."""
+    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejected).items())
+    first = [f"  {r.split}/{r.id}: {r.reason}: {r.evidence}" for r in rejected[:most]]
+    return "\n".join([counts, *first])

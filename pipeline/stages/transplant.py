@@ -27,6 +27,9 @@ from pipeline.training.pretrained import (
     source_state,
 )
 
+NETS = ("run:", "models:/")
+"""Sources that are whole nets of this pipeline, not classifiers."""
+
 
 def run(recipe: Recipe, store: Store, key: str) -> Transplanted:
     """Build the first phase's net, put the weights in, prove it, publish both.
@@ -61,7 +64,11 @@ def run(recipe: Recipe, store: Store, key: str) -> Transplanted:
 
 
 def _transplant(net: FCN, recipe: Recipe, store: Store) -> Receipt:
-    weights, backbone = require_section(recipe).weights, recipe.net.backbone
+    spec, backbone = require_section(recipe), recipe.net.backbone
+    weights = spec.weights
+    is_file = weights not in ("torchvision", "package") and not weights.startswith(NETS)
+    if spec.names is not None and not is_file:
+        raise WeightsError("transplant.names is for a file of weights; remove it for this source")
     if weights == "torchvision":
         enum = BACKBONES[backbone].torchvision_weights
         if enum is None:
@@ -73,12 +80,12 @@ def _transplant(net: FCN, recipe: Recipe, store: Store) -> Receipt:
                 f"{PACKAGE} holds efficientnet_lite0, the recipe's net is {backbone}"
             )
         return transplant_classifier(net, read_weights(package_file()), source_state(recipe, store))
-    if weights.startswith(("run:", "models:/")):
+    if weights.startswith(NETS):
         folder = _net_folder(weights, recipe, store)
         theirs = class_table(read_about(folder)).names
         same = theirs == recipe.data.class_table().names
         return transplant_net(net, load_net(folder), weights, same_classes=same)
-    return transplant_classifier(net, read_weights(Path(weights)), weights)
+    return transplant_classifier(net, read_weights(Path(weights)), weights, spec.names)
 
 
 def _net_folder(weights: str, recipe: Recipe, store: Store) -> Path:

@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 FINGERPRINT, ENDED_BY = "fcn.fingerprint", "fcn.ended_by"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
-PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000
+PARAMS_PER_CALL, METRICS_PER_CALL, MOST_RUNS = 100, 1000, 50_000
+"""What MLflow takes or gives at most in one call."""
 AWAY = (
     requests.ConnectionError,
     requests.Timeout,
@@ -91,8 +92,7 @@ class TrackingClient:
 
         With a parent it is a child of that one, without one it is no child.
         """
-        run_id = self.find_run(fingerprint, parent)
-        if run_id:
+        if run_id := self.find_run(fingerprint, parent):
             self._reopen(run_id)
             return run_id
         tags = {FINGERPRINT: fingerprint, **owner.tags()} | ({PARENT: parent} if parent else {})
@@ -101,8 +101,7 @@ class TrackingClient:
 
     def open_phase(self, name: str, fingerprint: str, parent: str) -> str:
         """The child run of a phase that was trained before, whoever its parent is."""
-        run_id = self.find_phase(fingerprint)
-        if run_id is None:
+        if (run_id := self.find_phase(fingerprint)) is None:
             return self.open_run(name, fingerprint, parent)
         self._reopen(run_id)
         return run_id
@@ -131,14 +130,7 @@ class TrackingClient:
 
     def _search(self, where: str) -> list[Run]:
         """Runs of the experiment, newest first."""
-        runs: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs([self.experiment], where, page_token=token)
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+        return list(self.client.search_runs([self.experiment], where, max_results=MOST_RUNS))
 
     def end_dead_runs(self) -> None:
         """Set those runs KILLED that are RUNNING though the process that owned them is dead."""

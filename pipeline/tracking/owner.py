@@ -32,14 +32,11 @@ def why_dead(run: Mapping[str, str]) -> str | None:
 def _lives(pid: int, started: str) -> bool:
     """The start counts too, where the system tells it, because process ids are given again."""
     if Path("/proc/self/stat").exists():
-        now = _started(pid)
-        return now is not None and now == (started or now)
+        return _started(pid) == started
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # the process exists and is another user's
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # it may be there and another user's
     return True
 
 

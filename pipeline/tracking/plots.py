@@ -1,4 +1,4 @@
-"""What people would rather look at than read."""
+"""Pictures of scores, of training curves and of label maps."""
 
 from __future__ import annotations
 

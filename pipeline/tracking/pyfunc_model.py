@@ -18,10 +18,10 @@ import mlflow
 import numpy as np
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
-from PIL import Image
 
+from fcn.images import decode_rgb
+from fcn.inference import predict
 from fcn.labels import palette_picture
-from fcn.predict import predict
 from fcn.weights import class_table, load_net, read_about
 
 Label = NDArray[np.uint8]
@@ -39,7 +39,8 @@ class Segmenter(PythonModel):
     def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> Any:  # noqa: ANN401 - MLflow's own signature
         """Label map (H, W) uint8 of an image; of a list, a list; of a table, base64 PNGs.
 
-        An image is an (H, W, 3) uint8 RGB array or the bytes of an encoded file. A table (as sent to
+        An image is an (H, W, 3) uint8 RGB array or the bytes of an encoded file, which is read as the
+        images of the training were: 16-bit and float images are refused. A table (as sent to
         a model server) has a column `image` of such bytes, in base64 over JSON.
         """
         if hasattr(model_input, "columns"):
@@ -50,8 +51,7 @@ class Segmenter(PythonModel):
 
     def _label(self, image: NDArray[np.uint8] | bytes) -> Label:
         if isinstance(image, bytes):
-            with Image.open(io.BytesIO(image)) as encoded:
-                image = np.array(encoded.convert("RGB"))  # a copy: torch warns of read-only ones
+            image = decode_rgb(image)
         return predict(self.net, np.asarray(image))
 
     def _png(self, label: Label) -> str:

@@ -38,8 +38,7 @@ class ModelRegistry:
             no_cache = shutil.ignore_patterns("__pycache__")
             shutil.copytree(Path(fcn.__file__).parent, code, ignore=no_cache)
             shutil.copytree(net_folder, net)  # MLflow keeps the folder's name, see `download_net`
-            # `log_model` has no client and no run as arguments: it logs to the run that is active.
-            mlflow.start_run(run_id=run_id)
+            mlflow.start_run(run_id=run_id)  # `log_model` logs to the run that is active
             try:
                 # MLflow advises a schema for the input; none says "an image of any size".
                 with warnings.catch_warnings(record=True):

@@ -85,7 +85,7 @@ class RunLogger:
     ) -> None:
         """Close all runs; if the block ended without an error, wait for what is not logged yet."""
         try:
-            for run in [run for run in self._open if run is not self.run]:
+            for run in self._open[1:]:  # children that nobody closed
                 self.close(run, status_after(kind) if kind else "KILLED")
             self.close(self.run, status_after(kind))
             if error is None:
@@ -97,10 +97,10 @@ class RunLogger:
             if refused is not error:
                 log.warning("%s", refused)
         if self._waiting:
-            words = (
-                "MLflow at %s is still away: %d operations wait; the same command makes up for them"
+            log.warning(
+                "MLflow at %s is still away: %d operations wait; the same command makes up for them",
+                *(self.address, len(self._waiting)),
             )
-            log.warning(words, self.address, len(self._waiting))
 
     def finished(self) -> None:
         """Called when the block ended without an error and the run was closed."""
@@ -171,7 +171,7 @@ class RunLogger:
             self._catch_up()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait at most so long for MLflow to be back; whether all operations are carried out."""
+        """Wait at most so long for MLflow to be back; True if all operations are carried out then."""
         ends_at = time.monotonic() + timeout_s
         while True:
             with self._lock:
@@ -189,10 +189,10 @@ class RunLogger:
             TrackingError: MLflow is away.
         """
         try:
-            if not self.wait(WAIT_S):
+            if not self.wait(WAIT_S) or self._client is None:
                 raise OutageError(f"MLflow at {self.address} is away")
             with self._lock, speaking(self.address):
-                yield ModelRegistry(self._connected()), self.run.id
+                yield ModelRegistry(self._client), self.run.id
         except OutageError as error:
             raise TrackingError(
                 f"{error}: the net is trained, evaluated and stored, but not registered. Nothing is "
@@ -207,15 +207,11 @@ class RunLogger:
         self.do(lambda client: setattr(opened, "id", opener(client)))
         return opened
 
-    def _connected(self) -> TrackingClient:
-        if self._client is None:
-            self._client = TrackingClient(self.recipe.tracking, self._store)
-        return self._client
-
     def _speaks(self, operation: Callable[[TrackingClient], object]) -> Callable[[], None]:
         def speak() -> None:
             with speaking(self.address):
-                operation(self._connected())
+                self._client = self._client or TrackingClient(self.recipe.tracking, self._store)
+                operation(self._client)
             if self.away_since is not None:
                 log.info("MLflow at %s is back, away since %s", self.address, self.away_since)
                 self.away_since = None
@@ -223,7 +219,7 @@ class RunLogger:
         return speak
 
     def _catch_up(self) -> bool:
-        """Carry out what waits, in order; False if MLflow is away."""
+        """Carry out what waits, in order; False if MLflow is away. Needs the lock."""
         while self._waiting:
             if time.monotonic() < self._retry_at:
                 return False

@@ -33,7 +33,7 @@ from filelock import FileLock
 
 from fcn.nets import FCN
 from pipeline.errors import StoreError, SupersededError
-from pipeline.storage.cache import cache_folder as mirror_of
+from pipeline.storage.cache import cache_folder
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Store
 from pipeline.training.state import MANIFEST, TrainState, damage, load_state, save_state, step_in
@@ -71,7 +71,7 @@ class Checkpoints:
 
     def __init__(self, files: ObjectStore, prefix: str, cache: Path | None = None) -> None:
         self.files, self.prefix = files, prefix
-        self.cache = cache or (files.local or mirror_of(files.uri))
+        self.cache = cache or (files.local or cache_folder(files.uri))
         self.attempt: str | None = None
         """Set by `claim`, here and in copies that are made later."""
         self._sound: set[str] = set()
@@ -79,7 +79,7 @@ class Checkpoints:
     @classmethod
     def of_run(cls, store: Store, run: str, key: str) -> Checkpoints:
         """Those of a phase that is trained under the name of a run."""
-        return cls(store.files, f"runs/{run}/{key}")
+        return cls(store.files, store.checkpoints(run, key), store.cache)
 
     @classmethod
     def in_folder(cls, folder: Path) -> Checkpoints:

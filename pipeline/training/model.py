@@ -8,21 +8,21 @@ from pathlib import Path
 import torch
 
 from fcn.backbones import BACKBONES, PREPROCESSING
-from fcn.nets import FCN, Blueprint
+from fcn.nets import FCN, Blueprint, coarsest_map_px
 from fcn.transplant import sha256
 from fcn.weights import NET, read_weights
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Stride
-from pipeline.data.sampler import seed_of
-from pipeline.errors import WeightsError
+from pipeline.data.sampler import seed_of, smallest_micro_batch
+from pipeline.errors import RecipeError, WeightsError
 from pipeline.results import RECEIPT
 from pipeline.storage.store import File, localize
 
 
 def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:
-    """The net of a phase."""
-    spec, surgery = recipe.net, recipe.transplant
-    chosen = PREPROCESSING[surgery.preprocessing] if surgery and surgery.preprocessing else None
+    """The net of a phase, as the recipe describes it."""
+    spec, transplant = recipe.net, recipe.transplant
+    named = transplant.preprocessing if transplant else None
     return Blueprint(
         backbone=spec.backbone,
         num_classes=len(recipe.data.class_table()),
@@ -30,14 +30,14 @@ def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:
         upscore=spec.upscore,
         border=spec.border,
         skip_scale=spec.skip_scale,
-        preprocessing=chosen or BACKBONES[spec.backbone].preprocessing,
+        preprocessing=PREPROCESSING[named] if named else BACKBONES[spec.backbone].preprocessing,
     )
 
 
 def start_net(recipe: Recipe, stride: Stride, start: File | None) -> FCN:
-    """A phase's net before its first step: from the transplant or the phase before, or scratch.
+    """Build a phase's net before its first step: from the transplant, the phase before, or scratch.
 
-    New skips score zero, so that a finer net begins with the coarser one's prediction.
+    New skips score zero, so that a finer net begins with the prediction of the coarser one.
 
     Raises:
         WeightsError: the start lacks a part of the backbone.
@@ -55,8 +55,31 @@ def start_net(recipe: Recipe, stride: Stride, start: File | None) -> FCN:
     return net
 
 
+def require_normalisable(recipe: Recipe, num_train: int) -> None:
+    """Make sure that batch normalisation by micro-batch always has more than one value a channel.
+
+    Raises:
+        RecipeError: the coarsest map of the smallest micro-batch has a single one.
+    """
+    tune = recipe.finetune
+    if tune.normalisation != "micro":
+        return
+    images = smallest_micro_batch(num_train, tune.global_batch, tune.micro_batch)
+    for phase in recipe.phases:
+        coarsest = coarsest_map_px(blueprint(recipe, phase.stride), tune.augment.crop_px)
+        if coarsest is not None and images * coarsest[0] * coarsest[1] < 2:
+            crop = "x".join(map(str, tune.augment.crop_px))
+            raise RecipeError(
+                f"finetune.batch_norm=micro needs more than one value a channel: the smallest of the "
+                f"micro-batches of {num_train} images has {images} image, and a crop of {crop} px "
+                f"leaves a map of {coarsest[0]}x{coarsest[1]} pixel; use a larger "
+                "finetune.augment.crop_px, finetune.batch_norm=frozen, or a global_batch and a "
+                "micro_batch that leave no single image over"
+            )
+
+
 def require_receipt(folder: Path) -> None:
-    """Fine-tuning starts only from weights whose receipt matches them, tensor by tensor.
+    """Make sure that weights to start from match their receipt, tensor by tensor.
 
     Raises:
         WeightsError: there is no receipt, or the weights are not those that it describes.

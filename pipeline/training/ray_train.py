@@ -27,7 +27,7 @@ from fcn.nets import FCN
 from pipeline.cluster import run_config, scaling, set_threads
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec
-from pipeline.data.shards import Shards
+from pipeline.data.shards import Shards, fetch_ahead
 from pipeline.errors import (
     ClusterError,
     PipelineError,
@@ -187,6 +187,7 @@ def train_worker(config: dict[str, Any]) -> int | PipelineError:
     node = ray.get_runtime_context().get_node_id()
     metrics_actor.here.remote(Worker(context.rank, node, os.getpid()), context.size)
     manager = RayCheckpointManager(context.rank, config["checkpoints"], task.until, metrics_actor)
+    fetch_ahead(task.train, task.val)
     gauges = WorkerGauges(recipe.name, f"finetune-{task.phase.stride}s", context)
     try:
         return task.trainer(context, manager.log_rows, gauges.show).run(manager).step

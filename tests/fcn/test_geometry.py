@@ -49,7 +49,8 @@ def test_alexnet_in_the_papers_borders_is_cropped_by_18_from_a_kernel_of_63() ->
 
 @pytest.mark.parametrize(("backbone", "field_px"), [("vgg16", 404), ("alexnet", 355)])
 def test_receptive_fields_are_the_papers(backbone: str, field_px: int) -> None:
-    assert FCN(Blueprint(backbone, 2, 32)).receptive_field_px == field_px  # paper, table 1
+    taps = FCN(Blueprint(backbone, 2, 32)).backbone.geometry(Geometry())
+    assert taps[32].field_px == field_px  # paper, table 1
 
 
 @given(

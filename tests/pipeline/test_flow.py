@@ -54,7 +54,7 @@ def tracker(store: Path) -> TrackingClient:
 
 
 def trained_net(store: Path) -> Path:
-    return next((store / "nets").glob(f"*/{NET}"))
+    return next((store / "nets").glob(f"*/*/{NET}"))
 
 
 def test_the_closing_lines_say_what_was_done(flow) -> None:
@@ -74,7 +74,7 @@ def test_a_second_run_computes_nothing_and_says_so(flow) -> None:
 def test_cleaning_after_a_flow_removes_its_checkpoints_and_nothing_that_it_made(flow) -> None:
     store, _ = flow
     made = {path.parent for path in store.glob("*/*/manifest.json")}
-    assert list(store.glob("runs/demo/*/*/checkpoint_*"))
+    assert list(store.glob("runs/demo/**/checkpoint_*"))
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "gc", "--store", str(store), "--yes"],
         capture_output=True,
@@ -151,11 +151,11 @@ def test_the_registered_model_stands_alone_and_gives_the_pictures_predictions(
 ) -> None:
     """In a fresh process, another folder, without our source tree on the path."""
     store, _ = flow
-    panels = sorted((store / "scores").glob("*/panels/*.prediction.png"))
+    panels = sorted((store / "scores").glob("*/*/panels/*.prediction.png"))
     assert len(panels) == 3
     from pipeline.data.shards import Shards
 
-    shards = Shards(sorted((store / "datasets").glob("*/val-*.arrow")))
+    shards = Shards(sorted((store / "datasets").glob("*/*/val-*.arrow")))
     names = {p.name.removesuffix(".prediction.png"): p for p in panels}
     rows = [i for i in range(len(shards)) if shards.id(i) in names]
     np.savez(tmp_path / "in.npz", *[shards.image_label(i)[0] for i in rows])
@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     )
     try:
         deadline = time.monotonic() + 400
-        while not list((store / "runs").glob("demo/*/*/checkpoint_*/manifest.json")):
+        while not list((store / "runs").glob("demo/**/checkpoint_*/cursor.json")):
             assert process.poll() is None, process.stdout.read().decode()
             assert time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.2)
@@ -257,7 +257,7 @@ def test_a_flow_goes_on_without_mlflow_and_logs_it_all_when_it_is_back(tmp_path)
         )
     try:
         deadline = time.monotonic() + 400
-        while not list(tmp_path.glob("store/runs/demo/*/*/checkpoint_*/manifest.json")):
+        while not list(tmp_path.glob("store/runs/demo/**/checkpoint_*/cursor.json")):
             assert process.poll() is None, output.read_text()
             assert time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.2)

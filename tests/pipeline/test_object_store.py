@@ -16,7 +16,7 @@ from PIL import Image
 
 from fcn.weights import NET
 from pipeline.flow import Flow
-from pipeline.storage.cache import mirror_of
+from pipeline.storage.cache import cache_folder
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training.progress import NAMESPACE, Worker, metrics_actor_name
 from tests.conftest import tiny
@@ -80,10 +80,10 @@ def net_sha256(store: str) -> str:
     return manifest["objects"][NET]["sha256"]
 
 
-def mirror(cache: Path, store: str) -> Path:
+def cache_in(folder: Path, store: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FCN_CACHE", str(cache))
-        return mirror_of(store)
+        patch.setenv("FCN_CACHE", str(folder))
+        return cache_folder(store)
 
 
 def has(root: Path, pattern: str) -> bool:
@@ -114,7 +114,7 @@ def test_a_killed_flow_is_gone_on_with_by_another_machine(ended) -> None:
     assert "ingest unchanged" in said
     assert "finetune-8s computed" in said
     assert "models:/demo/1 took @champion" in said
-    assert has(mirror(cache, store), "runs/demo/*/*/checkpoint_*/manifest.json")
+    assert has(cache_in(cache, store), "runs/demo/**/checkpoint_*/manifest.json")
 
 
 def test_a_flow_says_where_its_runs_are(ended) -> None:
@@ -127,9 +127,9 @@ def test_a_new_machine_computes_nothing_again(ended, tmp_path) -> None:
     store = ended[0]
     said = run(store, tmp_path / "new", tmp_path / "output")
     assert "nothing changed, so nothing was computed again" in said
-    new = mirror(tmp_path / "new", store)
-    assert has(new, "scores/*/predictions.png")
-    assert not has(new, "datasets/*/*.arrow")  # nobody read them
+    new = cache_in(tmp_path / "new", store)
+    assert has(new, "scores/*/*/predictions.png")
+    assert not has(new, "datasets/*/*/*.arrow")  # nobody read them
 
 
 def test_a_new_machine_predicts_with_a_net_of_the_bucket(ended, tmp_path) -> None:
@@ -153,7 +153,7 @@ def test_a_new_machine_predicts_with_a_net_of_the_bucket(ended, tmp_path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "out" / "scene.png").size == (70, 45)
-    assert has(mirror(tmp_path / "cache", store), f"nets/*/{NET}")
+    assert has(cache_in(tmp_path / "cache", store), f"nets/*/*/{NET}")
 
 
 class Nodes:
@@ -217,7 +217,7 @@ def test_machines_that_share_but_a_bucket_train_the_same_net_though_one_is_lost(
         process.kill()
     assert "models:/demo/1 took @champion" in re.sub(r"\s+", " ", output.read_text())
     assert net_sha256(store) == net_sha256(ended[0])
-    require_apart({name: mirror(tmp_path / name, store) for name in ("driver", "head", *"abc")})
+    require_apart({name: cache_in(tmp_path / name, store) for name in ("driver", "head", *"abc")})
 
 
 def require_apart(mirrors: dict[str, Path]) -> None:
@@ -225,11 +225,11 @@ def require_apart(mirrors: dict[str, Path]) -> None:
     driver, head = mirrors.pop("driver"), mirrors.pop("head")
     assert not head.exists()
     assert (driver / "mlflow.db").is_file()
-    assert not has(driver, "datasets/*/*.arrow")  # read by workers, not by the driver
+    assert not has(driver, "datasets/*/*/*.arrow")  # read by workers, not by the driver
     for name, node in mirrors.items():
         assert has(node, "datasets/*/train-*.arrow"), name
         assert has(node, f"weights/*/{NET}"), name
         assert not has(node, "mlflow*"), name
         assert not has(node, "models/*"), name
-    resumed = [name for name, node in mirrors.items() if has(node, "runs/demo/*/*/checkpoint_*")]
+    resumed = [name for name, node in mirrors.items() if has(node, "runs/demo/**/checkpoint_*")]
     assert len(resumed) == 2, resumed  # those that lived went on from the bucket's checkpoint

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pipeline.config.recipe import Recipe
-from pipeline.data.sources.base import Sample, Source
+from pipeline.data.sources.base import Rejected, Sample, Source
 from pipeline.data.sources.folder import FolderSource
 from pipeline.data.sources.shapes import ShapesSource
 from pipeline.errors import RecipeError
 
-__all__ = ["FolderSource", "Sample", "ShapesSource", "Source", "open_source"]
+__all__ = ["READERS", "FolderSource", "Rejected", "Sample", "ShapesSource", "Source", "open_source"]
+
+
+def _open_folders(recipe: Recipe) -> FolderSource:
+    if recipe.data.root is None:
+        raise RecipeError(f"{recipe.name}: data.root is missing; --set data.root=FOLDER names it")
+    return FolderSource(recipe.data.root.absolute(), recipe.data.split_folders())
+
+
+READERS: dict[str, Callable[[Recipe], Source]] = {
+    "shapes": lambda recipe: ShapesSource(recipe.data.shapes, recipe.seed),
+    "folder": _open_folders,
+    "voc": _open_folders,
+}
+"""The reader of each layout; what a recipe knows of the layout is in `pipeline/config/data.py`."""
 
 
 def open_source(recipe: Recipe) -> Source:
-    """The source that the recipe's data section describes; `voc` is folders with lists.
+    """The source that the recipe's data section describes.
 
     Raises:
-        RecipeError: the source has folders, and the recipe does not say where.
+        RecipeError: the source has folders, and the recipe does not name their root.
     """
-    data = recipe.data
-    if data.source == "shapes":
-        return ShapesSource(data.shapes, recipe.seed)
-    if data.root is None:
-        raise RecipeError(f"{recipe.name}: data.root is missing; --set data.root=FOLDER names it")
-    return FolderSource(data.root.absolute(), data.split_folders())
+    return READERS[recipe.data.source](recipe)

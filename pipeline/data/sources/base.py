@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.config.schema import Split
-from pipeline.data.quarantine import Rejected
 
 
 @dataclass(frozen=True)
@@ -19,6 +18,19 @@ class Sample:
     label: str
 
 
+@dataclass(frozen=True)
+class Rejected:
+    """A sample that will not be learned from: a row of the quarantine."""
+
+    split: str
+    id: str
+    reason: str
+    """Which rule: undecodable image, size mismatch, missing partner, unknown class, duplicate, ..."""
+    evidence: str
+    """What was found, in words with the values."""
+    path: str
+
+
 class Source(Protocol):
     """A data set as it is found."""
 
@@ -29,4 +41,4 @@ class Source(Protocol):
         """Encoded image and encoded label map of a sample."""
 
     def state(self) -> str:
-        """Changes when the files do; cheap, so nothing is opened."""
+        """Changes when the files do; part of the fingerprint of the ingest."""

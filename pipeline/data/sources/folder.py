@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.schema import Split, SplitSpec
-from pipeline.data.quarantine import Rejected
-from pipeline.data.sources.base import Sample
+from pipeline.config.data import SplitSpec
+from pipeline.config.schema import Split
+from pipeline.data.sources.base import Rejected, Sample
 from pipeline.errors import DataError
 from pipeline.storage.store import fingerprint
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 LABEL_SUFFIXES = {".png", ".bmp", ".tif", ".tiff"}
+READ_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,27 @@ class FolderSource:
         return Path(sample.image).read_bytes(), Path(sample.label).read_bytes()
 
     def state(self) -> str:
-        """Of names, sizes and times of change of all files of all splits, and of the lists."""
-        seen: list[tuple[str, int, int]] = []
+        """Of all files of all splits and of the lists.
+
+        Images count by name, size and time of change. Labels and lists count by their content: a
+        label that was changed in place is another data set, even if its size and time are the same.
+        """
+        images: set[Path] = set()
+        contents: set[Path] = set()
         for spec in self.splits.values():
-            folders = [self._folder(name) for name in (spec.images, spec.labels)]
-            files = [path for folder in folders for path in folder.iterdir()]
-            files += [self.root / spec.list] if spec.list else []
-            for path in sorted(files):
-                if path.is_file():
-                    info = path.stat()
-                    where = str(path.relative_to(self.root))
-                    seen.append((where, info.st_size, info.st_mtime_ns))
-        return fingerprint(seen)
+            images |= set(self._folder(spec.images).iterdir())
+            contents |= {path for path in self._folder(spec.labels).iterdir() if path.is_file()}
+            contents |= {self.root / spec.list} if spec.list else set()
+        stats = {path: path.stat() for path in images if path.is_file()}
+        with ThreadPoolExecutor(READ_THREADS) as threads:  # most of the time is the disk's
+            hashes = dict(zip(contents, threads.map(_sha256, contents), strict=True))
+        return fingerprint(
+            sorted((self._name(path), i.st_size, i.st_mtime_ns) for path, i in stats.items()),
+            sorted((self._name(path), content) for path, content in hashes.items()),
+        )
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self.root))
 
     def _folder(self, name: str) -> Path:
         folder = self.root / name
@@ -93,3 +105,11 @@ class FolderSource:
             raise DataError(
                 f"{path}: the list of samples cannot be read: {error.strerror}"
             ) from error
+
+
+def _sha256(path: Path) -> str:
+    """Hash of a file; of what the system says if it cannot be read, which the ingest will find too."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        return str(error)

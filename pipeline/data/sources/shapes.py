@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from fcn.labels import VOID
-from pipeline.config.schema import ShapesSpec, Split
-from pipeline.data.quarantine import Rejected
+from pipeline.config.data import ShapesSpec
+from pipeline.config.schema import Split
 from pipeline.data.sampler import seed_of
 from pipeline.data.shards import encode_label
-from pipeline.data.sources.base import Sample
+from pipeline.data.sources.base import Rejected, Sample
 from pipeline.storage.store import fingerprint
 
 Pixels = NDArray[np.float32]

@@ -12,6 +12,12 @@ def complaint(*overrides: str, name: str = "demo") -> str:
     return str(caught.value)
 
 
+FOLDER = (
+    "data.source=folder",
+    "data.splits={train: {images: a, labels: b}, val: {images: c, labels: d}}",
+)
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_loads_and_survives_its_own_yaml(name, tmp_path) -> None:
     recipe = load_recipe(name)
@@ -59,7 +65,13 @@ def test_all_mistakes_are_told_at_once_with_path_value_and_rule() -> None:
         (["store=s3://key:secret@bucket/x"], "store holds credentials"),
         (["data.classes=[a, b]"], "shapes has its own table"),
         (["name=a b"], "name="),
-        (["evaluate.split=train"], "not among the data set's splits (val, test)"),
+        (["data.classes=[a, b, a]", *FOLDER], "two classes have the same name"),
+        (["data.source=coco"], "source=coco is no layout; known are shapes, folder, voc"),
+        (["data.source=folder", "data.classes=[a, b]"], "splits lacks train, val"),
+        (
+            ["data.source=voc", "evaluate.split=test"],
+            "not among the data set's splits (train, val)",
+        ),
         (["finetune"], "write KEY=VALUE"),
     ],
 )

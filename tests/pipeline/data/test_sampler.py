@@ -10,8 +10,7 @@ from pipeline.data.sampler import (
     epoch_order,
     seed_of,
     share,
-    windowed_order,
-    windows_of,
+    smallest_micro_batch,
 )
 
 WORK = {
@@ -20,17 +19,7 @@ WORK = {
     "epochs": st.integers(1, 3),
     "seed": st.integers(0, 9),
 }
-rows = st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any).map(tuple)
-windowed = st.tuples(rows, st.integers(1, 10)).flatmap(
-    lambda cut: st.builds(
-        BatchSchedule,
-        num_samples=st.just(sum(cut[0])),
-        rows=st.just(cut[0]),
-        window=st.just(cut[1]),
-        **WORK,
-    )
-)
-plans = st.builds(BatchSchedule, num_samples=st.integers(1, 60), **WORK) | windowed
+plans = st.builds(BatchSchedule, num_samples=st.integers(1, 60), **WORK)
 
 
 @given(plans, st.integers(1, 5))
@@ -63,36 +52,10 @@ def test_every_worker_has_work_in_every_step_and_a_resume_goes_on_the_same(
     assert list(plan.shares(first, rank, world_size)) == [u for u in whole if u.step >= first]
 
 
-def shard_of(plan: BatchSchedule, sample: int) -> int:
-    return next(i for i in range(len(plan.rows)) if sample < sum(plan.rows[: i + 1]))
-
-
-@given(windowed)
-def test_samples_come_from_a_window_of_shards_at_a_time(plan) -> None:
-    for epoch in range(plan.epochs):
-        windows = windows_of(len(plan.rows), plan.window, plan.seed, epoch)
-        came = [shard_of(plan, sample) for sample in plan.order(epoch)]
-        for shards in windows:
-            size = sum(plan.rows[s] for s in shards)
-            assert set(came[:size]) <= set(shards)
-            came = came[size:]
-        assert came == []
-
-
-@given(windowed)
-def test_what_a_step_needs_is_known_and_is_two_windows_at_most(plan) -> None:
-    for step in range(plan.num_steps):
-        needed = plan.needed(step)
-        assert len(needed) <= 2 * plan.window
-        assert shard_of(plan, plan.micro_batches(step)[0].samples[0]) in needed[: plan.window]
-
-
-def test_a_window_of_all_shards_shuffles_everything() -> None:
-    order = windowed_order((3, 4, 5), 3, 0, 0).tolist()
-    assert sorted(order) == list(range(12))
-    assert [shard_of(BatchSchedule(12, 4, 4, 1, 0, (3, 4, 5)), s) for s in order] != sorted(order)
-    assert order == windowed_order((3, 4, 5), 3, 0, 0).tolist()
-    assert order != windowed_order((3, 4, 5), 3, 0, 1).tolist()
+@given(plans)
+def test_the_smallest_micro_batch_is_that_of_the_plan(plan) -> None:
+    sizes = [len(unit.samples) for unit in plan.shares(0, 0, 1)]
+    assert min(sizes) == smallest_micro_batch(plan.num_samples, plan.global_batch, plan.micro_batch)
 
 
 @pytest.mark.parametrize("position", [0.0, 0.5, 0.999])

@@ -144,7 +144,7 @@ def test_an_elastic_run_shrinks_and_grows_and_computes_the_same(tmp_path, monkey
 
 def require_as_alone(theirs, recipe, folder: Path) -> None:
     """The same phase in this process, over the same shards: apart by a fraction of what changed."""
-    files = {s: sorted(recipe.store.glob(f"datasets/*/{s}-*.arrow")) for s in ("train", "val")}
+    files = {s: sorted(recipe.store.glob(f"datasets/*/*/{s}-*.arrow")) for s in ("train", "val")}
     start = next((recipe.store / "weights").iterdir())
     net = start_net(recipe, 8, start)
     before = {k: v.clone() for k, v in net.state_dict().items()}

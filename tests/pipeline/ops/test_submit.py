@@ -255,17 +255,20 @@ def test_what_is_excluded_is_what_ray_leaves_out(tmp_path, server) -> None:
 def test_overrides_reach_the_job_whatever_they_hold() -> None:
     text = submit.command("my recipe.yaml", ["a=[1, 2]", "b=$HOME 'x'"])
     show = f"set -- {text}; printf '%s\\n' \"$@\""
-    said = subprocess.run(["sh", "-c", show], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(["sh", "-c", show], capture_output=True, text=True, check=True).stdout
     arguments = ["my recipe.yaml", "--set=a=[1, 2]", "--set=b=$HOME 'x'"]
-    assert said.splitlines() == ["python", "-m", "pipeline", "run", *arguments]
+    assert output.splitlines() == ["python", "-m", "pipeline", "run", *arguments]
 
 
-def test_only_named_variables_are_handed_on() -> None:
-    here = {"TOKEN": "hunter2", "OTHER": "x"}
-    assert submit.values_of(["TOKEN"], here) == {"TOKEN": "hunter2"}
-    assert submit.values_of([], here) == {}
-    with pytest.raises(ClusterError, match="--env MISSING: no such variable here"):
-        submit.values_of(["MISSING"], here)
+def test_only_named_variables_are_handed_on(tmp_path, server, monkeypatch) -> None:
+    monkeypatch.setenv("TOKEN", "hunter2")
+    monkeypatch.setenv("OTHER", "x")
+    folder, sets = plant(tmp_path / "work", *KEPT), ["store=/shared/store"]
+    submit.submit("demo", sets, submit.Target(server.address, folder, env=("TOKEN",)))
+    variables = server.jobs[-1]["runtime_env"]["env_vars"]
+    assert variables == {"RAY_JOB_STOP_WAIT_TIME_S": "300", "TOKEN": "hunter2"}
+    with pytest.raises(ClusterError, match=r"--env MISSING: .*export it first"):
+        submit.submit("demo", sets, submit.Target(server.address, folder, env=("MISSING",)))
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,19 @@ import csv
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from fcn.labels import VOID
 from pipeline.config.recipe import load_recipe
+from pipeline.data.check import Facts
 from pipeline.data.shards import Shards
-from pipeline.data.sources import open_source
 from pipeline.errors import DataError
 from pipeline.stages import ingest
 from pipeline.storage.store import Store
-from tests.conftest import tiny, write_pair
+from tests.conftest import write_pair
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 def run(recipe_path, tmp_path, *overrides):
@@ -30,9 +31,10 @@ def quarantine(dataset) -> dict[str, tuple[str, str]]:
 
 
 def test_a_good_folder_becomes_shards_of_untouched_images_and_proved_labels(
-    folder_recipe, tmp_path
+    folder_recipe, tmp_path, monkeypatch
 ) -> None:
-    dataset = run(folder_recipe, tmp_path, "data.shard_rows=4")
+    monkeypatch.setattr(ingest, "SHARD_ROWS", 4)
+    dataset = run(folder_recipe, tmp_path)
     assert dataset.counts == {"train": 6, "val": 2}
     assert (dataset.num_seen, dataset.num_quarantined) == (8, 0)
     assert len(dataset.files["train"]) == 2
@@ -101,80 +103,67 @@ def test_too_much_quarantined_fails_with_the_first_reasons_and_publishes_nothing
     assert "train/train0: unknown class: ids [9]" in text
     assert (tmp_path / "store" / "datasets" / "key.quarantine.csv").is_file()
     assert Store(tmp_path / "store").published("datasets", "key") is None
-    assert not list((tmp_path / "store" / "datasets").glob(".draft*"))
+    assert not list((tmp_path / "store" / "datasets").rglob("*.arrow"))
 
 
-def test_void_ids_and_255_are_void(folder_recipe, tmp_path) -> None:
-    label = np.zeros((20, 30))
-    label[0], label[1] = 11, 255
-    write_pair(tmp_path / "data", "train", "void", label)
-    dataset = run(folder_recipe, tmp_path)
+def test_copies_are_found_across_shards_and_encodings_before_anything_is_written(
+    folder_recipe, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(ingest, "SHARD_ROWS", 2)
+    root = tmp_path / "data"
+    for name, of in (("zz-first", "train/train0"), ("a-leak", "val/val1")):
+        with Image.open(root / f"{of}.png") as image:
+            image.save(root / "train" / f"{name}.bmp")
+            Image.new("L", image.size).save(root / "trainannot" / f"{name}.png")
+    written = []
+    staged = Store.stage_file
+    monkeypatch.setattr(Store, "stage_file", lambda *a: written.append(a) or staged(*a))
+    dataset = run(folder_recipe, tmp_path, "data.max_quarantined_frac=1")
+    assert quarantine(dataset) == {
+        "zz-first": ("duplicate", "same pixels as train/train0"),
+        "a-leak": ("leak into val", "same pixels as val/val1"),
+    }
+    assert dataset.counts == {"train": 6, "val": 2}
+    assert [dataset.rows[name] for name in dataset.files["train"]] == [1, 2, 2, 1]
     shards = Shards(dataset.paths("train"))
-    index = next(i for i in range(len(shards)) if shards.id(i) == "void")
-    assert (shards.image_label(index)[1] == VOID).sum() == 60
+    assert [shards.id(i) for i in range(6)] == [f"train{i}" for i in range(6)]
+    assert len(written) == len(dataset.rows)
 
 
-@pytest.mark.parametrize("mode", ["P", "I;16", "1"])
-def test_palette_16_bit_and_1_bit_label_maps_are_read_as_ids(folder_recipe, tmp_path, mode) -> None:
-    write_pair(tmp_path / "data", "train", "odd", np.zeros((20, 30)))
-    ids = np.tile([0, 1], (20, 15))
-    if mode == "P":
-        picture = Image.fromarray(ids.astype(np.uint8)).convert("P")
-        picture.putpalette([200, 10, 10, 10, 200, 10])
-    else:
-        picture = Image.fromarray(ids.astype(np.uint16 if mode == "I;16" else bool))
-    assert picture.mode == mode
-    picture.save(tmp_path / "data" / "trainannot" / "odd.png")
-    dataset = run(folder_recipe, tmp_path)
-    shards = Shards(dataset.paths("train"))
-    index = next(i for i in range(len(shards)) if shards.id(i) == "odd")
-    assert (shards.image_label(index)[1] == ids).all()
+def test_a_sample_that_a_list_names_twice_counts_once(folder_recipe, tmp_path) -> None:
+    (tmp_path / "data" / "list.txt").write_text("train1\ntrain0\ntrain1\n")
+    overrides = ["data.splits.train.list=list.txt", "data.max_quarantined_frac=1"]
+    dataset = run(folder_recipe, tmp_path, *overrides)
+    assert dataset.counts["train"] == 2
+    assert quarantine(dataset) == {"train1": ("duplicate", "same pixels as train/train1")}
 
 
-def test_missing_folders_are_named_with_the_remedy(folder_recipe) -> None:
-    recipe = load_recipe(str(folder_recipe), ["data.root=/nowhere"])
-    with pytest.raises(DataError, match=r"/nowhere/train is not a folder; set data\.root"):
-        open_source(recipe).samples()
+names = st.lists(st.tuples(st.sampled_from(["test", "val", "train"]), st.integers(0, 5)))
 
 
-def test_voc_is_read_from_its_own_folders_and_lists(tmp_path) -> None:
-    root = tmp_path / "VOC2012"
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    for i in range(5):
-        noise = np.random.default_rng(i).integers(0, 256, (24, 32, 3)).astype(np.uint8)
-        Image.fromarray(noise).save(root / "JPEGImages" / f"2007_{i}.jpg")
-        label = np.full((24, 32), i * 5, np.uint8)
-        label[0] = 255
-        picture = Image.fromarray(label).convert("P")
-        picture.putpalette([*range(256)] * 3)
-        picture.save(root / "SegmentationClass" / f"2007_{i}.png")
-    lists = root / "ImageSets" / "Segmentation"
-    (lists / "train.txt").write_text("2007_0\n2007_1\n2007_2\n")
-    (lists / "val.txt").write_text("2007_4\n")  # 2007_3 is in no list, as most of VOC's images
-    recipe = load_recipe("voc-fcn32s-resnet18", [f"data.root={root}"])
-    dataset = ingest.run(recipe, Store(tmp_path / "store"), "voc")
-    assert dataset.counts == {"train": 3, "val": 1}
-    label = Shards(dataset.paths("val")).image_label(0)[1]
-    assert label[0, 0] == VOID
-    assert label[5, 5] == 20
-
-
-def test_shapes_are_the_same_on_every_machine_and_hard_to_guess(tiny_shards) -> None:
-    source = open_source(tiny())
-    samples, _ = source.samples()
-    assert source.read(samples[3]) == source.read(samples[3])
-    assert source.read(samples[3]) != source.read(samples[4])
-    labels = [tiny_shards["train"].image_label(i)[1] for i in range(22)]
-    counts = np.bincount(np.concatenate([label.ravel() for label in labels]), minlength=256)
-    assert (counts[[0, 1, 2, 3, 4, VOID]] > 0).all()
-    assert counts[5:VOID].sum() == 0
-    assert 0.4 < counts[0] / counts.sum() < 0.9
-
-
-def test_a_changed_file_changes_the_fingerprint_of_the_source(folder_recipe, tmp_path) -> None:
-    recipe = load_recipe(str(folder_recipe))
-    before = open_source(recipe).state()
-    assert open_source(recipe).state() == before
-    write_pair(tmp_path / "data", "val", "new", np.zeros((20, 30)))
-    assert open_source(recipe).state() != before
+@given(names, st.integers(1, 3))
+def test_of_each_picture_the_first_of_the_most_evaluated_split_stays(samples, chunk) -> None:
+    """However the samples are cut into chunks, as by a search over all pairs."""
+    rank = ["test", "val", "train"]
+    ordered = sorted(samples, key=lambda sample: rank.index(sample[0]))
+    seen: dict[str, str] = {}
+    rejected = []
+    for split in rank:
+        mine = [picture for s, picture in ordered if s == split]
+        for start in range(0, len(mine), chunk):
+            facts = [
+                Facts(f"{start + n}", "", "", str(picture), "", [])
+                for n, picture in enumerate(mine[start : start + chunk])
+            ]
+            found = ingest._doubles(split, facts, seen)
+            rejected += [(split, start + n, row.reason) for n, row in found.items()]
+    expected = []
+    for split in rank:
+        mine = [picture for s, picture in ordered if s == split]
+        for n, picture in enumerate(mine):
+            above = [s for s in rank[: rank.index(split)] if (s, picture) in ordered]
+            if above:
+                expected.append((split, n, f"leak into {above[0]}"))
+            elif picture in mine[:n]:
+                expected.append((split, n, "duplicate"))
+    assert rejected == expected

@@ -100,7 +100,7 @@ def test_shards_are_fetched_ahead_of_use_and_a_damaged_one_is_its_readers_error(
     files = [elsewhere.stored("nets", "a", name) for name in ("net.safetensors", "panels/x.png")]
     store.files.write(stored_name(store, "panels/x.png"), b"picturf")
     shards = pickle.loads(pickle.dumps(Shards(files, [1, 1])))
-    fetch_ahead(shards.places()).join()
+    fetch_ahead(shards).join()
     found = {p.name for p in (elsewhere.cache / "nets").rglob("*") if p.is_file()}
     assert found == {"net.safetensors"}
     assert "x.png is not what was uploaded" in caplog.text

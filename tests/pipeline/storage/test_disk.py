@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.data.check import check_samples
+from pipeline.data.shards import write_shard
 from pipeline.data.sources import open_source
 from pipeline.errors import StoreError
 from pipeline.stages import ingest
@@ -36,7 +38,9 @@ def write_shards(folder: Path) -> None:
     recipe = tiny()
     source = open_source(recipe)
     samples = [s for s in source.samples()[0] if s.split == "train"]
-    ingest.check_shard(source, samples, recipe.data.class_table(), (), folder / "train.arrow")
+    table = recipe.data.class_table()
+    _, rows = check_samples(source, samples, table, ())
+    write_shard(folder / "train.arrow", rows, "train", table)
 
 
 def write_weights(folder: Path) -> None:

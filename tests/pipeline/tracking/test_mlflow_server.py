@@ -1,4 +1,4 @@
-"""MLflow as a real service with users: who may do what, and what is said to those who may not."""
+"""MLflow as a real service with users: who may do what, and what an error says to the others."""
 
 import re
 from collections.abc import Iterator
@@ -65,19 +65,19 @@ def become(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("user", "said"), [((None,), "not set now"), (("trainer", "wrong"), "trainer")]
+    ("user", "shown"), [((None,), "not set now"), (("trainer", "wrong"), "trainer")]
 )
-def test_whoever_has_no_password_is_told_which_variables_to_set(
-    server, become, tmp_path, user, said
+def test_whoever_has_no_password_learns_which_variables_to_set(
+    server, become, tmp_path, user, shown
 ) -> None:
     become(*user)
     spec = TrackingSpec(uri=server.uri)
     for speak in (lambda: TrackingClient(spec, tmp_path), lambda: greet(spec)):
-        with pytest.raises(TrackingError, match="401") as told:
+        with pytest.raises(TrackingError, match="401") as caught:
             speak()
-        assert not isinstance(told.value, OutageError)  # waiting would not help
-        assert f"Set MLFLOW_TRACKING_USERNAME ({said}) and MLFLOW_TRACKING_PASSWORD" in str(
-            told.value
+        assert not isinstance(caught.value, OutageError)  # waiting would not help
+        assert f"Set MLFLOW_TRACKING_USERNAME ({shown}) and MLFLOW_TRACKING_PASSWORD" in str(
+            caught.value
         )
 
 
@@ -117,6 +117,6 @@ def test_strangers_read_nothing_and_other_names_are_refused_but_health_is_open(s
 
 
 def test_a_password_in_a_recipe_is_refused_and_not_repeated() -> None:
-    with pytest.raises(RecipeError, match="MLFLOW_TRACKING_PASSWORD") as told:
+    with pytest.raises(RecipeError, match="MLFLOW_TRACKING_PASSWORD") as caught:
         tiny("tracking.uri=https://me:swordfish@mlflow.example.org")
-    assert "swordfish" not in str(told.value)
+    assert "swordfish" not in str(caught.value)

@@ -12,7 +12,8 @@ import requests
 
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import TrackingError
-from pipeline.storage.store import Mark
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.store import Marker
 from pipeline.tracking import run_logger
 from pipeline.tracking.client import TrackingClient
 from pipeline.tracking.run_logger import FlowLogger
@@ -29,7 +30,9 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 def logger(server: Server, folder: Path, name: str) -> FlowLogger:
     recipe = tiny(f"tracking.uri={server.uri}")
-    return FlowLogger(recipe, folder, name, lambda key: Mark(folder / key / "tracked"))
+    return FlowLogger(
+        recipe, folder, name, lambda key: Marker(ObjectStore(folder), f"{key}/tracked")
+    )
 
 
 def row(step: int) -> list[tuple[int, dict[str, float]]]:

@@ -10,11 +10,12 @@ import pytest
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import OutageError, TrackingError
 from pipeline.flow import Flow
-from pipeline.storage.store import Mark
+from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.store import Marker
 from pipeline.tracking import run_logger
 from pipeline.tracking.client import TrackingClient
 from pipeline.tracking.run_logger import FlowLogger, status_after
-from pipeline.training.checkpoint import History
+from pipeline.training.state import History
 from tests.conftest import tiny
 
 HISTORY = [*((step, {"train/loss": 1.0 / step}) for step in range(1, 7)), (6, {"val/mean_iu": 0.5})]
@@ -29,7 +30,7 @@ def store(tmp_path_factory) -> Path:
 
 
 def logger(store: Path, name: str) -> FlowLogger:
-    return FlowLogger(tiny(), store, name, lambda key: Mark(store / "marks" / key))
+    return FlowLogger(tiny(), store, name, lambda key: Marker(ObjectStore(store), f"marks/{key}"))
 
 
 @pytest.mark.parametrize(
@@ -79,10 +80,10 @@ def finished(store) -> Flow:
         "num_quarantined": 0,
         "digest": "0123",
     }
-    with flow.store.publish(ingest.kind, ingest.key, data) as draft:
+    with flow.store.publish(ingest.stage.folder, ingest.key, data) as draft:
         (draft / "quarantine.csv").write_text("")
     net = {"folder": "moved", "steps": 6, "metrics": {"val/mean_iu": 0.5}}
-    with flow.store.publish(phase.kind, phase.key, net) as draft:
+    with flow.store.publish(phase.stage.folder, phase.key, net) as draft:
         history = History()
         for row in HISTORY:
             history.add(*row)

@@ -30,7 +30,7 @@ def test_others_see_the_newest_step_under_the_phases_name_until_it_ends() -> Non
         found = ray.get_actor("telemetry-seen", namespace=NAMESPACE)
         assert ray.get(found.step.remote()) == 0
         ray.get(watcher.telemetry.push.remote([(3, {}), (4, {})]))
-        ray.get(watcher.telemetry.push.remote([(1, {}), (2, {})]))  # told again after a restart
+        ray.get(watcher.telemetry.push.remote([(1, {}), (2, {})]))  # sent again after a restart
         assert ray.get(found.step.remote()) == 4
     with MetricsForwarder("FCN-8s", "seen", 9, lambda rows: None) as watcher:
         assert ray.get(watcher.telemetry.step.remote()) == 0

@@ -1,0 +1,56 @@
+"""VGG16 and AlexNet with few channels: the layers of torchvision's, in milliseconds."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torchvision.models.alexnet import AlexNet
+from torchvision.models.vgg import VGG, make_layers
+
+from fcn.backbones import BACKBONES, Classifier
+from fcn.nets import FCN
+
+VGG16 = [4, 4, "M", 5, 5, "M", 6, 6, 6, "M", 7, 7, 7, "M", 7, 7, 7, "M"]
+FC = 9
+
+
+def narrow_vgg16() -> Classifier:
+    """VGG16 with 4 to 7 channels where it has 64 to 512."""
+
+    def build() -> nn.Module:
+        net = VGG(make_layers(VGG16), num_classes=10, init_weights=False)
+        net.classifier[0] = nn.Linear(7 * 49, FC)
+        net.classifier[3], net.classifier[6] = nn.Linear(FC, FC), nn.Linear(FC, 10)
+        return net
+
+    return replace(BACKBONES["vgg16"], build=build, channels={8: 6, 16: 7, 32: FC})
+
+
+def narrow_alexnet() -> Classifier:
+    """AlexNet with 4 to 7 channels where it has 64 to 384."""
+
+    def build() -> nn.Module:
+        net = AlexNet(num_classes=10)
+        for i, (source, target) in {0: (3, 4), 3: (4, 5), 6: (5, 6), 8: (6, 7), 10: (7, 7)}.items():
+            old = net.features[i]
+            net.features[i] = nn.Conv2d(source, target, old.kernel_size, old.stride, old.padding)
+        net.classifier[1] = nn.Linear(7 * 36, FC)
+        net.classifier[4], net.classifier[6] = nn.Linear(FC, FC), nn.Linear(FC, 10)
+        return net
+
+    return replace(BACKBONES["alexnet"], build=build, channels={8: 4, 16: 5, 32: FC})
+
+
+def narrow_backbones() -> dict[str, Classifier]:
+    """The two under the names of the wide ones, to be put into BACKBONES."""
+    return {"vgg16": narrow_vgg16(), "alexnet": narrow_alexnet()}
+
+
+def randomised(net: FCN, seed: int = 0) -> FCN:
+    """The net with random weights of a scale that keeps the signal, and with large random biases."""
+    generator = torch.Generator().manual_seed(seed)
+    for value in net.parameters():
+        fan_in = value[0].numel()
+        std = (2 / fan_in) ** 0.5 if value.ndim > 1 else 0.5
+        value.data.copy_(torch.randn(value.shape, generator=generator) * std)
+    return net.eval()

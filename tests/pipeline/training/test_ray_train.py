@@ -1,0 +1,80 @@
+"""A phase trained by Ray's workers: up to a step, taken over by another attempt, asked to stop."""
+
+import os
+import signal
+
+import pytest
+
+from pipeline.config.schema import PhaseSpec
+from pipeline.errors import SupersededError
+from pipeline.storage.object_store import ObjectStore
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.progress import MetricsForwarder
+from pipeline.training.ray_train import TrainingTask, stop_on_sigterm, train
+from pipeline.training.state import HISTORY, History, step_of
+from tests.conftest import tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+STEPS = 30
+
+
+def task(shards, until: int | None = None) -> TrainingTask:
+    """Ten epochs of three steps by two workers; a checkpoint after each step."""
+    recipe = tiny(
+        "finetune.init=scratch",
+        "finetune.augment.crop_px=[32, 32]",
+        "finetune.checkpoint_every_steps=1",
+        "cluster.max_failures=3",
+    )
+    phase = PhaseSpec(stride=32, epochs=10)
+    return TrainingTask(recipe, phase, None, shards["train"], shards["val"], until)
+
+
+def test_an_attempt_that_is_taken_over_stops_and_ray_does_not_try_it_again(
+    local_ray, tiny_shards, tmp_path
+) -> None:
+    files = ObjectStore(tmp_path)
+    older, newer = Checkpoints(files, "k"), Checkpoints(files, "k")
+    steps: list[int] = []
+
+    def log_rows(rows) -> None:
+        steps.extend(step for step, metrics in rows if "train/loss" in metrics)
+        if steps and newer.attempt is None:
+            newer.claim()
+
+    with pytest.raises(SupersededError, match="taken over by attempt-000002"):
+        train(task(tiny_shards), older, MetricsForwarder("test", "older", STEPS, log_rows))
+    assert steps == list(range(1, len(steps) + 1))  # a second try would send the first rows again
+    assert len(steps) < STEPS
+    reached = step_of(newer.newest()[0])
+    assert 1 <= reached < len(steps)
+
+    # What Ray wrote down about the checkpoints of another attempt is never read again.
+    for path in tmp_path.rglob("checkpoint_manager_snapshot.json"):
+        path.write_text('{"cut sho')
+    last = Checkpoints(files, "k")
+    found = train(
+        task(tiny_shards, until=reached + 2), last, MetricsForwarder("test", "last", STEPS, id)
+    )
+    assert step_of(found) == reached + 2
+    assert found.parent.name == last.attempt
+    rows = History.read(found / HISTORY).rows()
+    losses = [step for step, metrics in rows if "train/loss" in metrics]
+    assert losses == list(range(1, reached + 3))
+
+
+def test_sigterm_stops_a_training_after_a_checkpoint(local_ray, tiny_shards, tmp_path) -> None:
+    begun: list[int] = []
+
+    def log_rows(rows) -> None:
+        if rows and not begun:
+            begun.append(rows[0][0])
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    forwarder = MetricsForwarder("test", "sigterm", STEPS, log_rows)
+    with stop_on_sigterm(forwarder):
+        last = train(task(tiny_shards), Checkpoints.in_folder(tmp_path), forwarder)
+    assert 1 <= step_of(last) < STEPS
+    assert signal.getsignal(signal.SIGTERM) == before
