@@ -55,7 +55,7 @@ class SearchCallback(tune.Callback):
         self.recipe, self.settings = recipe, settings
         self.records, self.logger = records, logger
         self.stopped_by = self.halted = ""
-        """A signal or the budget; too many failures."""
+        """A signal; too many failures."""
         self.failure: Exception | None = None
         """An error of ours, which is raised when Tune has ended."""
         self._actor, self._progress = actor, progress
@@ -67,7 +67,9 @@ class SearchCallback(tune.Callback):
 
     def ending(self) -> str:
         """Why no more trials begin; empty if they do."""
-        return self.stopped_by or self.halted or str(self.failure or "")
+        left_s = self.left_s()
+        spent = "the budget is spent" if left_s is not None and left_s <= 0 else ""
+        return self.stopped_by or self.halted or str(self.failure or "") or spent
 
     def left_s(self) -> float | None:
         """Time left of the budget."""
@@ -212,8 +214,6 @@ class SearchCallback(tune.Callback):
         if self.records.unwritten_s() > TICK_S:
             self.records.tick()
         left_s = self.left_s()
-        if left_s is not None and left_s <= 0 and not self.stopped_by:
-            self.stopped_by = "the budget is spent"
         search = self.records.search
         words = [f"{search.count(s)} {s}" for s in ("running", "pruned", "failed")]
         best = search.best()

@@ -297,9 +297,8 @@ def _conclude(recipe: Recipe, session: SearchCallback) -> Result:
     records, logger = session.records, session.logger
     search, best = records.search, records.search.best()
     page = write_report(search, records.store.cache / records.folder / "report")
-    stopped = session.stopped_by.startswith("stopped")
     winner, scores, registered = None, None, ""
-    if best is not None and best.status == "finished" and not stopped:
+    if best is not None and best.status == "finished" and not session.stopped_by:
         winner = Winner(recipe, best, logger)
         winner.publish(records.checkpoints_of(best.number))
         scores = winner.score()
@@ -308,6 +307,6 @@ def _conclude(recipe: Recipe, session: SearchCallback) -> Result:
         registered = winner.register(scores)
     if session.halted:
         raise TrainingError(f"the search was ended: {session.halted}; see {page}")
-    if stopped:
+    if session.stopped_by:
         raise StoppedError(f"{session.stopped_by}; the same command goes on with the search")
     return Result(search, page, scores, registered, logger.address)

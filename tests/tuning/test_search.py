@@ -21,6 +21,10 @@ from tuning.records import Records, Search, Trial, records_of
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
+OWN_RAY = {"RAY_ADDRESS": "local"}
+"""Not one that another test may have started on this machine."""
+
+
 def command(verb: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "tuning", verb, *arguments]
 
@@ -32,7 +36,7 @@ def search(store: Path | str, *arguments: str, concurrent: str = "1") -> list[st
 
 
 def run(line: list[str]) -> str:
-    done = subprocess.run(line, capture_output=True, text=True)
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | OWN_RAY)
     assert done.returncode == 0, done.stdout + done.stderr
     return re.sub(r"\s+", " ", done.stdout + done.stderr)
 
@@ -50,7 +54,9 @@ def so_far(store: Path | str, name: str) -> Search | None:
 
 def start(line: list[str], output: Path) -> subprocess.Popen[bytes]:
     with output.open("w") as file:
-        return subprocess.Popen(line, stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen(
+            line, stdout=file, stderr=file, start_new_session=True, env=os.environ | OWN_RAY
+        )
 
 
 def wait_for_scores(store: Path, name: str, count: int, process, output: Path) -> None:
