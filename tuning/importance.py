@@ -33,8 +33,6 @@ class Importance:
     """Between these lie 90 % of the shares when the trials are drawn again with replacement."""
     chance: float
     """If no dimension mattered, no share would exceed its chance in 95 % of searches."""
-    rank_correlation: float | None
-    """Spearman's: +1 where more is always better, -1 where less is; None for a choice."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,6 @@ def _importance(
         low=float(np.quantile(shares, 0.05)),
         high=float(np.quantile(shares, 0.95)),
         chance=float(np.quantile(chances, level)),
-        rank_correlation=None if choice else rank_correlation(where, scores),
     )
 
 
@@ -122,14 +119,3 @@ def _share(where: Floats, scores: Floats, *, choice: bool) -> float:
     left = scores - basis @ np.linalg.lstsq(basis, scores, rcond=None)[0]
     total = float(((scores - scores.mean()) ** 2).sum())
     return min(1.0, max(0.0, 1 - float(left @ left) / total)) if total > 0 else 0.0
-
-
-def rank_correlation(where: Floats, scores: Floats) -> float:
-    """Spearman's; equal values share the mean of their ranks."""
-    ranks = []
-    for values in (where, scores):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append(np.take(np.cumsum(counts) - (counts - 1) / 2, inverse))
-    a, b = (each - each.mean() for each in ranks)
-    spread = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / spread if spread else 0.0

@@ -137,12 +137,6 @@ def _importance(search: Search, found: Importances | None, folder: Path) -> str:
             f"<figure><h2>{title}</h2><p class=note>Fewer than {MIN_TRIALS} trials were scored at the "
             "same validation: too few to tell one dimension's influence from another's.</p></figure>"
         )
-    names = short_names(list(search.plan.space))
-    trends = [
-        f"{names[each.key]} {each.rank_correlation:+.2f}"
-        for each in found.dimensions
-        if each.rank_correlation is not None
-    ]
     note = (
         f"From the {found.num_trials} trials scored after {found.images:,} images. The bar is how much "
         "of the variance of mean IU a parabola in that dimension alone follows (for a choice: the means "
@@ -150,8 +144,6 @@ def _importance(search: Search, found: Importances | None, folder: Path) -> str:
         "The red tick is what chance reaches: if no dimension mattered, in 95 % of searches no bar "
         "would cross its tick; a bar short of it, drawn grey, says nothing."
     )
-    if trends:
-        note += f" Rank correlation (+1: more is better): {', '.join(trends)}."
     return _figure(
         title, note, folder / "importance.png", importance_bars(found, list(search.plan.space))
     )

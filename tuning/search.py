@@ -35,7 +35,7 @@ from tuning.logger import SearchLogger
 from tuning.records import Records, Search, SearchPlan, Trial
 from tuning.report import write_report
 from tuning.schedulers import Remembering, scheduler_of
-from tuning.searchers import Suggest, TrialSearcher, count_trials, suggest_by
+from tuning.searchers import Suggest, TrialSearcher, grid_points, suggest_by
 from tuning.settings import Settings
 from tuning.space import Space, parse_space
 from tuning.trainable import TrialTask, TrialTrainable
@@ -113,7 +113,9 @@ def run(
             if suggest:
                 plan = plan.model_copy(update={"sampler": suggest.__name__})
             space = Space.model_validate(plan.space)
-            trials = count_trials(plan.sampler, space, lean, settings.trials)
+            trials = settings.trials
+            if plan.sampler == "grid":
+                trials = len(grid_points(space, lean, trials))
             settings = settings.model_copy(update={"trials": trials})
             records = Records(store, settings.name)
             records.begin(plan, recipe, settings)

@@ -89,26 +89,22 @@ class TrialSearcher(Searcher):
 def suggest_by(kind: str, space: Space, recipe: Recipe, seed: int, num_trials: int) -> Suggest:
     """The points of a sampler; number 0 is the recipe's own."""
     if kind == "grid":
-        points = space.grid_trials(grid_size(space, num_trials), recipe)
+        points = grid_points(space, recipe, num_trials)
         return lambda number, over: points[number]
     if kind == "tpe":
         return lambda number, over: _tpe(number, over, space, recipe, seed)
     return lambda number, over: space.trial(number, recipe, seed)
 
 
-def grid_size(space: Space, num_trials: int) -> int:
-    """Values of each dimension, so that all combinations and the recipe's own are that many at most."""
+def grid_points(space: Space, recipe: Recipe, num_trials: int) -> list[Point]:
+    """The recipe's own point and the finest whole grid with it that has so many points at most.
+
+    A grid has one point at least.
+    """
     sizes = itertools.takewhile(
         lambda size: size == 1 or len(space.grid(size)) < num_trials, range(1, num_trials + 1)
     )
-    return max(sizes)
-
-
-def count_trials(kind: str, space: Space, recipe: Recipe, wanted: int) -> int:
-    """A grid is whole, and never larger than wanted but for the one point that it has at least."""
-    if kind != "grid":
-        return wanted
-    return min(wanted, len(space.grid_trials(grid_size(space, wanted), recipe)))
+    return space.grid_trials(max(sizes), recipe)[:num_trials]
 
 
 def _tpe(number: int, over: Sequence[Trial], space: Space, recipe: Recipe, seed: int) -> Point:
