@@ -124,7 +124,8 @@ class Flow:
 
     def begun(self, step: Step) -> bool:
         """Whether a phase has checkpoints to go on from."""
-        return bool(self.store.files.names(self.store.checkpoints(self.recipe.name, step.key)))
+        names = self.store.files.names(self.store.checkpoints(self.recipe.name, step.key))
+        return any("/checkpoint_" in name for name in names)
 
     def published_counts(self) -> dict[str, int] | None:
         """Images by split, once the data set is ingested."""

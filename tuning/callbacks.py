@@ -151,7 +151,7 @@ class SearchCallback(tune.Callback):
             self._poll()
         if self.ending() and not self._leaving:
             self._leaving = now
-            self._actor.leave.remote()
+            self._actor.stop.remote()
         if self._leaving and now - self._leaving > 2 * LEAVE_S:
             self._leaving = now
             signal.raise_signal(signal.SIGUSR1)  # Tune stops what did not stop by itself

@@ -193,7 +193,7 @@ class TrialRun:
 
         def log_rows(rows: list[Row]) -> None:
             if self.log_rows(rows):
-                forwarder.leave()
+                forwarder.stop()
 
         num_steps = inputs.steps(self.recipe)
         key = f"{self.task.search}-{self.task.number}-{self._before}"
@@ -208,7 +208,7 @@ class TrialRun:
                     while not wait([training], POLL_S).done:
                         self.report(before=self._before + num_steps)
                 except BaseException:  # Tune stops the trial by an exception from its report
-                    forwarder.leave()
+                    forwarder.stop()
                     raise
             training.result()
         finally:

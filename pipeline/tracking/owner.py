@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 HOST, PID, STARTED = "fcn.host", "fcn.pid", "fcn.pid_started"
-STALE_S = 600.0  # removed together with the clock check
 
 
 def tags() -> dict[str, str]:

@@ -54,19 +54,19 @@ class MetricsActor:
         self._rows: dict[int, list[Row]] = {}
         self._texts: list[str] = []
         self._workers: dict[int, Worker] = {}
-        self._step, self._leave = 0, False
+        self._step, self._stop = 0, False
 
     def push(self, rows: list[Row], trial: int = 0) -> bool:
         """From rank 0, not waited for; the answer is whether the workers are to leave."""
         self._rows.setdefault(trial, []).extend(rows)
         self._step = max([self._step, *(step for step, _ in rows)])
-        return self._leave
+        return self._stop
 
     def step(self) -> int:
         """The newest training step that was pushed, 0 before the first."""
         return self._step
 
-    def here(self, worker: Worker, size: int) -> None:
+    def join(self, worker: Worker, size: int) -> None:
         """From a worker that begins, in a group of that size."""
         self._workers[worker.rank] = worker
         self._workers = {rank: w for rank, w in self._workers.items() if rank < size}
@@ -75,7 +75,7 @@ class MetricsActor:
         """Where the workers are, by rank."""
         return [self._workers[rank] for rank in sorted(self._workers)]
 
-    def say(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """From a worker: a warning for the user."""
         self._texts.append(text)
 
@@ -84,14 +84,14 @@ class MetricsActor:
         rows, self._rows, texts, self._texts = self._rows, {}, self._texts, []
         return rows, texts
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """From the driver: the workers are to save a checkpoint and leave."""
-        self._leave = True
+        self._stop = True
 
 
 def metrics_actor_name(key: str) -> str:
     """Name of the actor of a phase or a search, by its fingerprint."""
-    return f"telemetry-{key}"
+    return f"metrics-{key}"
 
 
 def start_metrics_actor(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a MetricsActor
@@ -128,40 +128,40 @@ class MetricsForwarder:
 
     def __init__(self, name: str, key: str, num_steps: int, sink: LogRows) -> None:
         self.name, self.num_steps, self.sink = name, num_steps, sink
-        self.telemetry = start_metrics_actor(key)
+        self.actor = start_metrics_actor(key)
         self._shown: dict[str, float] = {}
-        self._done, self._leaving = threading.Event(), threading.Event()
+        self._done, self._stopping = threading.Event(), threading.Event()
         self._failure: Exception | None = None
         self._throughput = EpochThroughput()
         self._logged = self._summed_up = time.monotonic()
         self._thread = threading.Thread(target=self._carry, name="metrics", daemon=True)
-        self._leaver = threading.Thread(target=self._pass_on_leave, name="leave", daemon=True)
+        self._stopper = threading.Thread(target=self._pass_on_stop, name="stop", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._leaver.start()
+        self._stopper.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._done.set()
-        self._leaving.set()
+        self._stopping.set()
         self._thread.join()
-        self._leaver.join()
-        ray.kill(self.telemetry)  # its name is free again
+        self._stopper.join()
+        ray.kill(self.actor)  # its name is free again
         if self._failure and error is None:
             raise self._failure
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """Let the workers save a checkpoint and leave. May be called in a signal handler."""
-        self._leaving.set()
+        self._stopping.set()
 
-    def _pass_on_leave(self) -> None:
+    def _pass_on_stop(self) -> None:
         """In a thread of its own: it must not wait for the other one, which may wait for MLflow."""
-        self._leaving.wait()
+        self._stopping.wait()
         if not self._done.is_set():
-            self.telemetry.leave.remote()
+            self.actor.stop.remote()
 
     def _carry(self) -> None:
         try:
@@ -170,7 +170,7 @@ class MetricsForwarder:
                 last = False
                 while not last:
                     last = self._done.wait(POLL_S)
-                    by_trial, texts = ray.get(self.telemetry.drain.remote())
+                    by_trial, texts = ray.get(self.actor.drain.remote())
                     for text in texts:
                         log.warning("%s", text)
                     if rows := by_trial.get(0):

@@ -112,7 +112,7 @@ class RayCheckpointManager:
         """Go on from the newest sound checkpoint; rank 0 looks for it, so that all take the same."""
         found, complaints = self.checkpoints.newest() if self.rank == 0 else (None, [])
         for complaint in complaints:
-            self.metrics_actor.say.remote(complaint)
+            self.metrics_actor.warn.remote(complaint)
         name = broadcast_from_rank_zero(found and f"{found.parent.name}/{found.name}")
         if name is None:
             return TrainState()
@@ -185,7 +185,7 @@ def train_worker(config: dict[str, Any]) -> int | PipelineError:
     ray_context = ray.train.get_context()
     context = DistContext(ray_context.get_world_rank(), ray_context.get_world_size(), get_device())
     node = ray.get_runtime_context().get_node_id()
-    metrics_actor.here.remote(Worker(context.rank, node, os.getpid()), context.size)
+    metrics_actor.join.remote(Worker(context.rank, node, os.getpid()), context.size)
     manager = RayCheckpointManager(context.rank, config["checkpoints"], task.until, metrics_actor)
     fetch_ahead(task.train, task.val)
     gauges = WorkerGauges(recipe.name, f"finetune-{task.phase.stride}s", context)
@@ -215,7 +215,7 @@ def train(task: TrainingTask, checkpoints: Checkpoints, forwarder: MetricsForwar
         train_loop_config={
             "task": task,
             "checkpoints": checkpoints,
-            "metrics_actor": forwarder.telemetry,
+            "metrics_actor": forwarder.actor,
         },
         scaling_config=scaling(task.recipe.cluster),
         run_config=run_config(task.recipe.cluster, folder, KEPT, filesystem),
@@ -265,7 +265,7 @@ def stop_on_sigterm(forwarder: MetricsForwarder) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, before)
-        forwarder.leave()
+        forwarder.stop()
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

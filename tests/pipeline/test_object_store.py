@@ -192,8 +192,8 @@ def ask(key: str, question: str) -> Any:
     import ray
 
     try:
-        telemetry = ray.get_actor(metrics_actor_name(key), namespace=NAMESPACE)
-        return ray.get(getattr(telemetry, question).remote())
+        actor = ray.get_actor(metrics_actor_name(key), namespace=NAMESPACE)
+        return ray.get(getattr(actor, question).remote())
     except (ValueError, ray.exceptions.RayActorError):
         return None
 
