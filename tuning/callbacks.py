@@ -63,7 +63,8 @@ class SearchCallback(tune.Callback):
         self._heard: dict[int, float] = {}
         """When each trial began or was last heard of."""
         self._polled = self._leaving = 0.0
-        self._forgotten: set[int] = set()
+        self._removable = {t.number: -LEAVE_S for t in records.search.over() if t.logged}
+        """When each trial was logged whose checkpoints are not removed yet."""
 
     def ending(self) -> str:
         """Why no more trials begin; empty if they do."""
@@ -85,6 +86,7 @@ class SearchCallback(tune.Callback):
         for trial in self.records.search.over():
             if not trial.logged:
                 self._close(trial.number)
+        self._clean(0)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles what it could restore; here the records are what is restored
@@ -152,7 +154,7 @@ class SearchCallback(tune.Callback):
         if self.ending() and not self._leaving:
             self._leaving = now
             self._actor.stop.remote()
-        if self._leaving and now - self._leaving > 2 * LEAVE_S:
+        if self._leaving and now - self._leaving > LEAVE_S:
             self._leaving = now
             signal.raise_signal(signal.SIGUSR1)  # Tune stops what did not stop by itself
 
@@ -200,17 +202,26 @@ class SearchCallback(tune.Callback):
             )
 
     def _forget(self, number: int) -> None:
-        """MLflow has all of a trial: only the best one's checkpoints are still needed."""
+        """MLflow has all of a trial: its checkpoints may go."""
         self.records.update(number, logged=True)
+        self._removable[number] = time.monotonic()
+
+    def _clean(self, after_s: float) -> None:
+        """Remove checkpoints that only the best trial needs, and what its workers may have left.
+
+        Not at once: the workers of a trial that was stopped may still be saving. If they failed to,
+        Ray Train would start them again.
+        """
         best = self.records.search.best()
-        for trial in self.records.search.over():
-            needed = trial.number == (best and best.number) or not trial.logged
-            if not needed and trial.number not in self._forgotten:
-                self.records.store.remove(self.records.checkpoints_of(trial.number))
-                self._forgotten.add(trial.number)
+        for number, since in list(self._removable.items()):
+            if time.monotonic() - since >= after_s and number != (best and best.number):
+                self._free_workers(number)
+                self.records.store.remove(self.records.checkpoints_of(number))
+                del self._removable[number]
 
     def _poll(self) -> None:
         self._drain()
+        self._clean(LEAVE_S)
         if self.records.unwritten_s() > TICK_S:
             self.records.tick()
         left_s = self.left_s()

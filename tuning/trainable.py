@@ -37,7 +37,7 @@ from pipeline.training.trainer import Trainer
 PLACEMENT_GROUP = "placement_group"
 """The document in a trial's folder that names the placement group of its workers."""
 POLL_S = 0.2
-LEAVE_S = 60.0
+LEAVE_S = 120.0
 """The workers of a trial that Tune stops have so long to save and leave."""
 _workers_left = threading.Event()
 _workers_left.set()

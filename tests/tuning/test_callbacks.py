@@ -32,7 +32,7 @@ class Session:
         self.rows: dict[int, list[Any]] = {}
         self.left = 0
         actor = SimpleNamespace(
-            drain=SimpleNamespace(remote=self._drain), leave=SimpleNamespace(remote=self._leave)
+            drain=SimpleNamespace(remote=self._drain), stop=SimpleNamespace(remote=self._leave)
         )
         self.callback = SearchCallback(
             recipe, settings, records, logger, actor, Progress(disable=True)
@@ -115,6 +115,8 @@ def test_every_step_is_logged_once_and_the_best_trial_keeps_its_checkpoints(
             for epoch in (1, 2, 3):
                 made.score(number, epoch, top * epoch / 3)
             made.complete(number)
+        assert folders(tmp_path) == {"0", "1", "2"}  # their workers may still be saving
+        made.callback.close_all()
     assert made.callback.failure is None
     search = made.records.search
     assert [t.status for t in search.trials.values()] == ["finished"] * 3

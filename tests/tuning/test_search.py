@@ -114,10 +114,11 @@ def test_a_search_that_is_killed_is_the_search_that_was_not(store, quiet, tmp_pa
     resume = command("resume", "killed", "--store", str(store))
     process = start(resume, output)
     try:
-        kill_a_process(b"TrialTrainable", process.pid)
+        kill_a_process(b"Trainable.train", process.pid)
         wait_for_scores(store, "killed", 5, process, output)
         process.terminate()
         assert process.wait(200) != 0
+        assert "lost its process and goes on" in one_line(output)
         assert "stopped by SIGTERM; the same command goes on" in one_line(output)
         process = start(resume, output)
         assert process.wait(600) == 0, output.read_text()
@@ -233,8 +234,9 @@ def test_trials_of_two_workers_survive_a_killed_worker_and_a_killed_process(
         wait_for_scores(store, "wide", 1, process, output)
         kill_a_process(b"RayTrainWorker", process.pid)
         wait_for_scores(store, "wide", 2, process, output)
-        kill_a_process(b"TrialTrainable", process.pid)
+        kill_a_process(b"Trainable.train", process.pid)
         assert process.wait(900) == 0, output.read_text()
+        assert "lost its process and goes on" in one_line(output)
     finally:
         process.kill()
     whole, wide = so_far(store, "whole"), so_far(store, "wide")
