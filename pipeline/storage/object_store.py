@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import uuid
@@ -91,7 +92,10 @@ class ObjectStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
                 try:
-                    draft.write_bytes(content)
+                    with draft.open("wb") as file:
+                        file.write(content)
+                        file.flush()
+                        os.fsync(file.fileno())  # else a power cut may leave the name without content
                     draft.replace(path)
                 finally:
                     draft.unlink(missing_ok=True)
