@@ -95,7 +95,9 @@ class ObjectStore:
                     with draft.open("wb") as file:
                         file.write(content)
                         file.flush()
-                        os.fsync(file.fileno())  # else a power cut may leave the name without content
+                        os.fsync(
+                            file.fileno()
+                        )  # else a power cut may leave the name without content
                     draft.replace(path)
                 finally:
                     draft.unlink(missing_ok=True)

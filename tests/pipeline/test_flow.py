@@ -295,7 +295,8 @@ def test_what_cannot_fit_is_refused_before_it_starts(tmp_path) -> None:
         cwd=tmp_path,
     )
     assert done.returncode == 1
-    assert "ClusterError: 2 workers need 1000 CPUs" in done.stderr
+    assert "ClusterError: the run needs 2 workers, and 0 workers of 500 CPU fit on" in done.stderr
+    assert "lower cluster.cpus_per_worker" in done.stderr
     assert "Traceback" not in done.stderr
 
 
