@@ -227,8 +227,8 @@ def require_apart(mirrors: dict[str, Path]) -> None:
     assert (driver / "mlflow.db").is_file()
     assert not has(driver, "datasets/*/*/*.arrow")  # read by workers, not by the driver
     for name, node in mirrors.items():
-        assert has(node, "datasets/*/train-*.arrow"), name
-        assert has(node, f"weights/*/{NET}"), name
+        assert has(node, "datasets/*/*/train-*.arrow"), name
+        assert has(node, f"weights/*/*/{NET}"), name
         assert not has(node, "mlflow*"), name
         assert not has(node, "models/*"), name
     resumed = [name for name, node in mirrors.items() if has(node, "runs/demo/**/checkpoint_*")]
