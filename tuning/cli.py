@@ -30,23 +30,35 @@ def main() -> None:
 
 def name_and_store(command: Command) -> Command:
     """NAME and --store, which every verb on a search that is there takes."""
-    text = "Folder or URI of the store."
+    text = "The store: a folder, or the URI of an object store."
     option = click.option("--store", default="store", show_default=True, help=text)
     return click.argument("name")(option(command))
 
 
 OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("--name", str, "Of the search; the recipe's name if not given."),
-    ("--trials", int, "How many.  [default: 20]"),
-    ("--budget", str, "Time to spend, for example 2h or 1h30m."),
-    ("--space", click.Path(), "YAML file; lr and weight decay if not given."),
-    ("--sampler", str, "tpe, random or grid.  [default: tpe]"),
-    ("--scheduler", str, "asha, median or none.  [default: asha]"),
-    ("--reduction", int, "Halving lets one of so many go on.  [default: 3]"),
-    ("--workers", int, "Of each trial.  [default: 1]"),
-    ("--concurrent", int, "Trials side by side.  [default: as many as fit]"),
-    ("--max-failed", float, "Share of failed trials that ends the search.  [default: 0.5]"),
-    ("--seed", int, "Of the points.  [default: 0]"),
+    ("--name", str, "Name of the search. Without it, the recipe's name."),
+    ("--trials", int, "Number of trials.  [default: 20]"),
+    (
+        "--budget",
+        str,
+        "Time to spend over all sessions, such as 2h or 1h30m. Without it, no bound.",
+    ),
+    (
+        "--space",
+        click.Path(),
+        "YAML file of what is searched. Without it, learning rate and weight decay.",
+    ),
+    ("--sampler", str, "How points are drawn: tpe, random or grid.  [default: tpe]"),
+    ("--scheduler", str, "Which trials are ended early: asha, median or none.  [default: asha]"),
+    ("--reduction", int, "One of so many trials goes on from each rung of asha.  [default: 3]"),
+    ("--workers", int, "Number of workers of each trial.  [default: 1]"),
+    ("--concurrent", int, "Number of trials side by side.  [default: as many as fit]"),
+    (
+        "--max-failed",
+        float,
+        "Fraction of failed trials above which the search ends.  [default: 0.5]",
+    ),
+    ("--seed", int, "Seed of the points.  [default: 0]"),
 )
 
 
@@ -77,8 +89,10 @@ def search(recipe: str, overrides: tuple[str, ...], space: str | None, **options
 
 @main.command()
 @name_and_store
-@click.option("--trials", type=int, help="More than before; not for a grid.")
-@click.option("--budget", help="Time to spend in all, for example 4h.")
+@click.option(
+    "--trials", type=int, help="Number of trials in all, more than before. Not for a grid."
+)
+@click.option("--budget", help="Time to spend over all sessions, such as 4h.")
 def resume(name: str, store: str, trials: int | None, budget: str | None) -> None:
     """Go on with the search NAME, as it was begun."""
     from tuning.records import records_of
@@ -129,8 +143,13 @@ def status(name: str, store: str) -> None:
 
 @main.command()
 @name_and_store
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="YAML file.")
-@click.option("--run", "train", is_flag=True, help="Run its whole flow, to the gate.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="YAML file to write the recipe to.",
+)
+@click.option("--run", "train", is_flag=True, help="Run the recipe's whole flow, to the gate.")
 def best(name: str, store: str, output: Path | None, train: bool) -> None:
     """Print the recipe of the best trial of the search NAME, or write it, or run it.
 
@@ -152,9 +171,20 @@ def best(name: str, store: str, output: Path | None, train: bool) -> None:
 
 @main.command()
 @recipe_arguments
-@click.option("--space", "path", type=click.Path(), help="YAML; lr and weight decay if not given.")
-@click.option("--trials", default=8, show_default=True, type=click.IntRange(1))
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--space",
+    "path",
+    type=click.Path(),
+    help="YAML file of what is searched. Without it, learning rate and weight decay.",
+)
+@click.option(
+    "--trials",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of points to show.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the points.")
 def space(
     recipe: str, overrides: tuple[str, ...], path: str | None, trials: int, seed: int
 ) -> None:
@@ -181,7 +211,12 @@ def space(
 
 @main.command()
 @name_and_store
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write the page to.",
+)
 def report(name: str, store: str, output: Path | None) -> None:
     """Show the search NAME on one page that needs nothing else, with its pictures."""
     from tuning.records import records_of
