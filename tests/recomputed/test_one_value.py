@@ -14,7 +14,8 @@ def torch_trains(images: int, crop_px: int) -> bool:
     try:
         resnet18().train().layer4(torch.zeros(images, 256, -(-crop_px // 16), -(-crop_px // 16)))
     except ValueError as error:
-        assert "more than 1 value per channel" in str(error)
+        if "more than 1 value per channel" not in str(error):
+            raise
         return False
     return True
 
