@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,6 @@ from rich.table import Table
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import ClusterSpec, PhaseSpec
-from pipeline.data.sampler import steps_per_epoch
 from pipeline.data.sources import open_source
 from pipeline.errors import ClusterError
 from pipeline.flow import Flow, Report
@@ -23,6 +21,7 @@ from pipeline.results import RECEIPT
 def plan_rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
     """A row for each step: its name, its fingerprint, what would be done, why, and what it needs."""
     flow = Flow(recipe)
+    num_train: int | None = None
     fresh: set[str] = set()
     for step in flow.steps.values():
         if flow.published(step):
@@ -32,22 +31,25 @@ def plan_rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
         why = f"{', '.join(changed)} runs" if changed else "no result with this fingerprint"
         if step.is_phase and flow.begun(step):
             why = "begun; goes on from its last checkpoint"
-        needs = _needs(flow, step.phase) if step.is_phase else ""
+        needs = ""
+        if step.is_phase:
+            if num_train is None:  # once: to list the samples may take a while
+                num_train = _num_train(flow)
+            needs = _needs(recipe, step.phase, num_train)
         fresh.add(step.name)
         yield step.name, step.key, "run", why, needs
 
 
-def _needs(flow: Flow, phase: PhaseSpec) -> str:
+def _needs(recipe: Recipe, phase: PhaseSpec, num_train: int) -> str:
     from pipeline.training.model import require_normalisable  # noqa: PLC0415 - torch takes seconds
 
-    recipe, data = flow.recipe, flow.published_counts() or _listed_counts(flow.recipe)
     spec, tune = recipe.cluster, recipe.finetune
     device = "GPU" if spec.use_gpu else f"{spec.cpus_per_worker:g} CPU"
     number = "-".join(map(str, sorted({spec.min_workers, spec.max_workers})))
     words = [f"{number} workers x {device}", *_fit(spec), f"{phase.epochs} epochs"]
-    if data:
-        require_normalisable(recipe, data["train"])
-        steps = phase.epochs * steps_per_epoch(data["train"], tune.global_batch)
+    if num_train:
+        require_normalisable(recipe, num_train)
+        steps = recipe.num_steps(phase, num_train)
         words.append(f"{steps} steps of {tune.global_batch} images")
     size = state_bytes(recipe, phase)
     words.append(f"{size / 2**20:,.0f} MiB of net and optimiser each")
@@ -72,10 +74,12 @@ def _fit(spec: ClusterSpec) -> tuple[str, ...]:
     return (f"{where} holds {fit} at a time{otherwise * (fit < spec.min_workers)}",)
 
 
-def _listed_counts(recipe: Recipe) -> dict[str, int]:
-    """Images by split as the source lists them; the ingest may reject some."""
-    samples, _ = open_source(recipe).samples()
-    return dict(Counter(sample.split for sample in samples))
+def _num_train(flow: Flow) -> int:
+    """Images to train on: those ingested; before that those listed, of which some may be rejected."""
+    if counts := flow.published_counts():
+        return counts["train"]
+    samples, _ = open_source(flow.recipe).samples()
+    return sum(sample.split == "train" for sample in samples)
 
 
 def state_bytes(recipe: Recipe, phase: PhaseSpec) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import cluster
+from pipeline.config.recipe import load_recipe
 from pipeline.errors import ClusterError
 from pipeline.ops import plan
 from tests.conftest import tiny
@@ -69,3 +70,14 @@ def test_a_checkpoint_s_bytes_grow_with_the_moments_of_the_optimiser() -> None:
     sgd, adamw = (tiny(f"finetune.optimizer.kind={kind}") for kind in ("sgd", "adamw"))
     three, four = (plan.state_bytes(recipe, recipe.phases[0]) for recipe in (sgd, adamw))
     assert three * 4 == four * 3 > 0
+
+
+def test_a_train_split_without_a_whole_pair_is_planned_without_a_number_of_steps(
+    folder_recipe, tmp_path
+) -> None:
+    for label in (tmp_path / "data" / "trainannot").iterdir():
+        label.rename(label.with_stem(f"other-{label.stem}"))
+    recipe = load_recipe(str(folder_recipe), [f"store={tmp_path}/store"])
+    [needs] = [row[4] for row in plan.plan_rows(recipe) if row[0].startswith("finetune")]
+    assert "1 epochs" in needs
+    assert "steps of" not in needs
