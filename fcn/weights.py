@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fcn.images import InputRule
 from fcn.labels import ClassTable
 from fcn.nets import FCN, Blueprint
 
@@ -94,6 +95,13 @@ def class_table(about: dict[str, Any]) -> ClassTable:
     return ClassTable(
         tuple(plain["names"]), tuple(map(tuple, plain["colours"])), tuple(plain["void_colour"])
     )
+
+
+def input_rule(about: dict[str, Any]) -> InputRule:
+    """How images are read for a net that was saved; as they are stored if it does not say."""
+    plain = about.get("input", {})
+    low_high = plain.get("range")
+    return InputRule(tuple(low_high) if low_high else None, plain.get("max_side_px"))
 
 
 def file_sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from fcn.images import InputRule
 from pipeline.config.schema import Split
 from pipeline.errors import DataError
 
@@ -20,12 +21,21 @@ class Dataset(BaseModel):
     files: dict[Split, list[str]]
     counts: dict[Split, int]
     class_px: dict[Split, list[int]]
+    void_px: dict[Split, int]
+    notes: dict[str, int]
+    """What was decided while labels were read, in px by name, and the number of `scaled` images."""
+    range: tuple[float, float] | None
+    max_side_px: int | None
     rows: dict[str, int]
     """The number of samples in each shard."""
     num_seen: int
     num_quarantined: int
     digest: str
     """Hash of the content of all accepted samples, in order."""
+
+    def input_rule(self) -> InputRule:
+        """How the images were read, and have to be read for a net that learned from them."""
+        return InputRule(self.range, self.max_side_px)
 
     def names(self, split: Split) -> list[str]:
         """File names of the shards of a split.

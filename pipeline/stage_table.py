@@ -134,6 +134,7 @@ def _run_finetune(flow: Flow, step: Step) -> None:
         start=flow.stored(start[0]) if start else None,
         receipt=flow.result("transplant").folder if start == ["transplant"] else None,
         rows={split: data.shard_rows(split) for split in data.files},
+        input=data.input_rule(),
     )
     with flow.logger.phase(step.name, step.key) as log_rows:
         finetune.run(flow.recipe, flow.store, step.key, inputs, log_rows)
@@ -166,7 +167,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            *("ingest", "datasets", 2, _ingest_reads, _run_ingest, Dataset),
+            *("ingest", "datasets", 3, _ingest_reads, _run_ingest, Dataset),
             help="Check every sample of the data set and write the accepted ones as Arrow shards.",
             files=("quarantine.csv",),  # shards stay where they are until somebody reads them
         ),

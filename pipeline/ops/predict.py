@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fcn.images import ImageError, decode_rgb
 from fcn.inference import predict
-from fcn.weights import class_table, load_net, read_about
+from fcn.weights import class_table, input_rule, load_net, read_about
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import DataError, WeightsError
 from pipeline.storage.store import Store
@@ -31,16 +31,17 @@ def predict_files(
         )
     folder = _net_folder(model, Store(store), tracking_uri)
     try:
-        net, table = load_net(folder), class_table(read_about(folder))
+        about = read_about(folder)
+        net, table, rule = load_net(folder), class_table(about), input_rule(about)
     except (ValueError, KeyError) as error:
         raise WeightsError(f"{model}: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
     for path in images:
         try:
-            image = decode_rgb(path.read_bytes())
+            image = decode_rgb(path.read_bytes(), rule)
         except (OSError, ImageError) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
-        label = predict(net, image)
+        label = predict(net, image, rule)
         target = output / f"{path.stem}.png"
         plots.label_png(target, label, table)
         plots.overlay_png(output / f"{path.stem}.overlay.png", image, label, table)

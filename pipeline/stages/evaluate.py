@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
+from PIL import Image
 
-from fcn.inference import predict
+from fcn.inference import predict_at
 from fcn.metrics import Confusion, Scores
 from fcn.weights import load_net
 from pipeline import cluster
@@ -109,7 +110,10 @@ def draw(recipe: Recipe, net_folder: Path, shards: Shards, folder: Path) -> None
     (folder / "panels").mkdir()
     for row in np.linspace(0, len(shards) - 1, number).astype(int).tolist():
         image, truth = shards.image_label(row)
-        prediction = predict(net, image)
+        prediction = predict_at(net, image, truth.shape)
+        if image.shape[:2] != truth.shape:  # the net saw it smaller than its file is
+            size = (truth.shape[1], truth.shape[0])
+            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
         panels.append(plots.panel(image, truth, prediction, table))
         name = shards.id(row)
         plots.rgb_png(folder / "panels" / f"{name}.png", panels[-1])

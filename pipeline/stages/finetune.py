@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fcn.images import AS_STORED, InputRule
 from fcn.nets import FCN
 from fcn.weights import save_net
 from pipeline.config.recipe import Recipe
-from pipeline.config.schema import PhaseSpec, Split, Stride
+from pipeline.config.schema import PhaseSpec, Split
 from pipeline.data.shards import Shards
 from pipeline.errors import StoppedError
 from pipeline.results import TrainedNet
@@ -36,6 +37,8 @@ class FinetuneInputs:
     """Folder of the transplant whose receipt must hold; None for scratch and later phases."""
     rows: Mapping[Split, Sequence[int]] = field(default_factory=dict)
     """Number of rows of each shard, by split, where they are known without opening any."""
+    input: InputRule = AS_STORED
+    """How the images were read; kept with the net."""
 
     def steps(self, recipe: Recipe) -> int:
         """Optimiser steps to the end of the phase."""
@@ -75,17 +78,22 @@ def run(
             f"stopped after step {done} of {num_steps}, which is in a checkpoint; the same command "
             "goes on"
         )
-    return publish(recipe, store, key, inputs.phase.stride, last)
+    return publish(recipe, store, key, inputs, last)
 
 
-def publish(recipe: Recipe, store: Store, key: str, stride: Stride, last: Path) -> TrainedNet:
+def publish(
+    recipe: Recipe, store: Store, key: str, inputs: FinetuneInputs, last: Path
+) -> TrainedNet:
     """Publish the best net of a checkpoint, with its classes and the history of its training."""
     best = read_best(last)
     assert best is not None
     facts = {"steps": best.step, "metrics": best.metrics}
     with store.publish("nets", key, facts) as draft:
-        net = FCN(blueprint(recipe, stride))
+        net = FCN(blueprint(recipe, inputs.phase.stride))
         net.load_state_dict(best.weights)
-        save_net(draft, net, classes=asdict(recipe.data.class_table()), recipe=recipe.name)
+        about = {"classes": asdict(recipe.data.class_table()), "recipe": recipe.name}
+        if inputs.input != AS_STORED:
+            about["input"] = asdict(inputs.input)
+        save_net(draft, net, **about)
         shutil.copy(last / HISTORY, draft / HISTORY)
     return TrainedNet(folder=draft, steps=best.step, metrics=best.metrics)
