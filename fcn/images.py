@@ -8,14 +8,24 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import (
+    ExifTags,
+    Image,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 Pixels = NDArray[np.uint8]
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+FORMATS = (
+    *("JPEG", "PNG", "BMP", "GIF", "PPM"),  # Pillow knows these from the start
+    *(TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format),
+)
 """What is opened. JPEG 2000 and AVIF are not: Pillow cuts their 10 to 16 bits to 8 without a word."""
 EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"} | {
     *("CMYK", "YCbCr", "LAB", "HSV")
@@ -93,8 +103,9 @@ def decode_stored(encoded: bytes, rule: InputRule = AS_STORED) -> tuple[Pixels, 
         ImageError: as `decode_rgb` does.
     """
     with _opened(encoded, "undecodable image") as image:
+        bits = _more_than_eight_bits(image)  # before the pixels are loaded, as EXIF may do
         orientation = _orientation(image)
-        if bits := _more_than_eight_bits(image):
+        if bits:
             return _in_range(_deep_values(image, encoded), bits, rule), orientation
         if rule.range is not None:
             raise ImageError(
@@ -168,8 +179,8 @@ def exif_orientation(encoded: bytes) -> int:
         return STORED_ORIENTATION
 
 
-def upright(pixels: NDArray[np.generic], orientation: int) -> NDArray[np.generic]:
-    """Pixels (H, W, ...) as stored, turned and mirrored as an EXIF orientation says."""
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Pixels (H, W) or (H, W, 3) as stored, turned and mirrored as an EXIF orientation says."""
     if orientation in TRANSPOSED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -191,7 +202,7 @@ def _opened(encoded: bytes, reason: str) -> Iterator[Image.Image]:
                 yield image
     except ImageError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(reason, f"it is none of {', '.join(FORMATS)}") from error
     except DAMAGE as error:
         raise ImageError(reason, str(error) or type(error).__name__) from error
@@ -287,7 +298,7 @@ def _npy(encoded: bytes) -> NDArray[np.integer]:
     return _whole_ids(values)
 
 
-def _whole_ids(values: NDArray[np.generic]) -> NDArray[np.integer]:
+def _whole_ids(values: NDArray[Any]) -> NDArray[np.integer]:
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
     if values.dtype.kind not in "iu":

@@ -207,7 +207,7 @@ class DataSpec(Spec):
     """Whether label files hold class ids (also as palette indices) or the classes' colours."""
     label_map: dict[str, str] = Field(default={})
     """What is in the labels (an id, a colour as `r,g,b` or `#rrggbb`, or a name in annotations) to the
-    name of a class or to `void`. Of ids all are listed here; colours and names besides the classes' own."""
+    name of a class or to `void`. Ids: all there are. Colours and names: besides the classes' own."""
     unlabelled: str | None = None
     """For annotations: the class of pixels that nothing was drawn on, or `void`."""
     unknown_colours: Literal["quarantine", "void"] = "quarantine"
@@ -254,7 +254,7 @@ class DataSpec(Spec):
                 f"unlabelled is missing: say which class the pixels have that no annotation of "
                 f"{self.source} covers, or {VOID_NAME}"
             )
-        if self.range not in (None, "auto") and not self.range[0] < self.range[1]:
+        if isinstance(self.range, tuple) and not self.range[0] < self.range[1]:
             raise ValueError(f"range={list(self.range)}; write the value of black, then a greater")
         return self
 

@@ -42,7 +42,7 @@ class Facts(NamedTuple):
     void_px: int
     perceptual_hash: int
     notes: Mapping[str, int]
-    """What was decided: overlap_px, moved_px and unknown_colour_px of its label; whether it is scaled."""
+    """What was decided: overlap_px, moved_px, unknown_colour_px of its label; whether it is scaled."""
 
 
 class Rules(NamedTuple):
@@ -83,7 +83,7 @@ def check_sample(source: Source, sample: Sample, rules: Rules) -> tuple[Row, Fac
     except OSError as error:
         raise ImageError("unreadable file", str(error)) from error
     faults: list[ImageError] = []
-    pixels, label, notes = None, None, {}
+    pixels = label = None
     try:
         pixels, orientation = decode_stored(encoded, rules.image)
     except ImageError as fault:

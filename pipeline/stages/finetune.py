@@ -11,7 +11,7 @@ from fcn.images import AS_STORED, InputRule
 from fcn.nets import FCN
 from fcn.weights import save_net
 from pipeline.config.recipe import Recipe
-from pipeline.config.schema import PhaseSpec, Split
+from pipeline.config.schema import PhaseSpec, Split, Stride
 from pipeline.data.shards import Shards
 from pipeline.errors import StoppedError
 from pipeline.results import TrainedNet
@@ -78,22 +78,22 @@ def run(
             f"stopped after step {done} of {num_steps}, which is in a checkpoint; the same command "
             "goes on"
         )
-    return publish(recipe, store, key, inputs, last)
+    return publish(recipe, store, key, inputs.phase.stride, last, inputs.input)
 
 
 def publish(
-    recipe: Recipe, store: Store, key: str, inputs: FinetuneInputs, last: Path
+    recipe: Recipe, store: Store, key: str, stride: Stride, last: Path, rule: InputRule
 ) -> TrainedNet:
     """Publish the best net of a checkpoint, with its classes and the history of its training."""
     best = read_best(last)
     assert best is not None
     facts = {"steps": best.step, "metrics": best.metrics}
     with store.publish("nets", key, facts) as draft:
-        net = FCN(blueprint(recipe, inputs.phase.stride))
+        net = FCN(blueprint(recipe, stride))
         net.load_state_dict(best.weights)
         about = {"classes": asdict(recipe.data.class_table()), "recipe": recipe.name}
-        if inputs.input != AS_STORED:
-            about["input"] = asdict(inputs.input)
+        if rule != AS_STORED:
+            about["input"] = asdict(rule)
         save_net(draft, net, **about)
         shutil.copy(last / HISTORY, draft / HISTORY)
     return TrainedNet(folder=draft, steps=best.step, metrics=best.metrics)

@@ -246,25 +246,28 @@ def _complaint(recipe: Recipe, dataset: Dataset, rejected: Sequence[Rejected]) -
         )
     if empty := [split for split, n in dataset.counts.items() if n == 0]:
         return f"nothing is left of split {', '.join(empty)}: {_summary(rejected)}"
+    return _nothing_to_tell(recipe, dataset)
+
+
+def _nothing_to_tell(recipe: Recipe, dataset: Dataset) -> str | None:
+    """Whether the labels of a split hold fewer than two classes, in words."""
     names = recipe.data.class_table().names
     for split, px in dataset.class_px.items():
         there = [name for name, n in zip(names, px, strict=True) if n]
         if len(there) < 2:
             only = f"of class {there[0]} alone" if there else "void everywhere"
             return (
-                f"the labels of split {split} are {only}: nothing can be learned from them or told by "
-                f"them. Look at data.label_map and data.void_ids: the ids or colours in the files may "
-                "mean something else than the recipe says"
+                f"the labels of split {split} are {only}, so nothing can be learned or scored there. "
+                "Look at data.label_map and data.void_ids: what is in the files may mean something "
+                "else than the recipe says"
             )
     return None
 
 
 def _two_readings(recipe: Recipe, undecided: Sequence[Rejected]) -> str:
     names = recipe.data.class_table().names
-    rows = {i: name for i, name in enumerate(names)}
-    as_class = ", ".join(
-        f"{i}: {name}" for i, name in [*list(rows.items())[:-1], (VOID, names[-1])]
-    )
+    rows = list(enumerate(names))
+    as_class = ", ".join(f"{i}: {name}" for i, name in [*rows[:-1], (VOID, names[-1])])
     return (
         f"id {VOID} is in the labels of {len(undecided)} samples, and no rule says what it means. Write "
         "one of these under data:\n"

@@ -20,7 +20,7 @@ SPLITS = {"train": 6, "val": 3}
 SETTINGS = [
     "data.splits={train: {images: train, labels: trainannot}, val: {images: val, labels: valannot}}",
     "data.classes=[sky, road, tree]",
-    "data.void_ids=[11]",
+    "data.void_ids=[11, 255]",
     "data.max_quarantined_frac=1",
     "evaluate.split=val",
 ]
@@ -125,6 +125,7 @@ class TestIngest:
 @pytest.mark.usefixtures("local_ray")
 def test_an_image_of_16_bits_is_neither_learned_from_nor_labelled(root, tmp_path) -> None:
     """The same file at both ends; of 600 to 60,000 it would be white by Pillow's clipping."""
+    from fcn.images import AS_STORED
     from fcn.nets import FCN, Blueprint
     from pipeline.tracking.pyfunc_model import Segmenter
 
@@ -135,8 +136,8 @@ def test_an_image_of_16_bits_is_neither_learned_from_nor_labelled(root, tmp_path
     dataset = ingested(root)
     assert quarantined(dataset) == {"deep": "16-bit image"}
     served = Segmenter()
-    served.net = FCN(Blueprint("resnet18", 3, 32))
-    with pytest.raises(ValueError, match=r"16-bit image: .*600 to 60000.* convert"):
+    served.net, served.rule = FCN(Blueprint("resnet18", 3, 32)), AS_STORED
+    with pytest.raises(ValueError, match=r"16-bit image: .*600 to 60000.*data.range"):
         served.predict(None, file.read_bytes())
     eight = io.BytesIO()
     Image.fromarray((grey // 256).astype(np.uint8)).save(eight, "PNG")

@@ -12,7 +12,13 @@ from pipeline.data.sources.shapes import ShapesSource
 from pipeline.errors import RecipeError
 
 __all__ = [
-    *("READERS", "Drawn", "FolderSource", "Rejected", "Sample", "ShapesSource", "Source"),
+    "READERS",
+    "Drawn",
+    "FolderSource",
+    "Rejected",
+    "Sample",
+    "ShapesSource",
+    "Source",
     "open_source",
 ]
 

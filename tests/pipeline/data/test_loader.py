@@ -10,7 +10,7 @@ from fcn.labels import VOID
 from pipeline.config.schema import AugmentSpec
 from pipeline.data.loader import TrainDataset, eval_batches, train_batches
 from pipeline.data.sampler import BatchSchedule, MicroBatchSpec
-from pipeline.data.shards import Row, Shards, encode_label, write_shard
+from pipeline.data.shards import Row, Shards, encode_png, write_shard
 from tests.conftest import tiny
 
 SPEC = AugmentSpec(crop_px=(32, 40), scale=(0.75, 1.5), jitter=0.2)
@@ -79,9 +79,9 @@ def test_a_sample_is_cropped_anew_in_every_epoch(tiny_shards) -> None:
 def mixed(tmp_path_factory) -> Shards:
     """Images of two sizes in turns of different lengths."""
     sizes = [(6, 4), (6, 4), (6, 4), (5, 5), (6, 4), (5, 5), (5, 5)]
-    label = [encode_label(np.full(size, i, np.uint8)) for i, size in enumerate(sizes)]
+    label = [encode_png(np.full(size, i, np.uint8)) for i, size in enumerate(sizes)]
     rows = [
-        Row(f"{i}", label[i], label[i], *size, 0, [0] * 5, "", "", "", "")
+        Row(f"{i}", label[i], label[i], *size, *size, 0, [0] * 5, "", "", "", "")
         for i, size in enumerate(sizes)
     ]
     path = tmp_path_factory.mktemp("mixed") / "val.arrow"
