@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -287,14 +288,19 @@ def _in_range(values: NDArray[np.generic], bits: str, rule: InputRule) -> Pixels
 
 
 def _npy(encoded: bytes) -> NDArray[np.integer]:
+    file = io.BytesIO(encoded)
     try:
-        values = np.load(io.BytesIO(encoded), allow_pickle=False)
-    except DAMAGE as error:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        if len(shape) != 2 or dtype.hasobject:
+            raise ValueError(f"array of shape {shape} of {dtype}; ids are (height, width) numbers")
+        values = np.frombuffer(encoded, dtype, offset=file.tell())  # no more than there is
+        values = values.reshape(shape, order="F" if fortran else "C")
+    except (*DAMAGE, TokenError) as error:
         raise ImageError("undecodable label", str(error)) from error
-    if values.ndim != 2 or not values.size:
-        raise ImageError(
-            "undecodable label", f"array of shape {values.shape}; ids are (height, width)"
-        )
     return _whole_ids(values)
 
 

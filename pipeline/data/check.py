@@ -143,7 +143,7 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
 
     Each says whether a cell of a coarse grey picture is brighter than its right neighbour (dHash).
     """
-    small = np.asarray(Image.fromarray(pixels).convert("L").resize(HASH_PX, Image.Resampling.BOX))
+    small = np.asarray(Image.fromarray(pixels).resize(HASH_PX, Image.Resampling.BOX).convert("L"))
     bits = np.packbits(small[:, 1:] > small[:, :-1])
     return int.from_bytes(bits.tobytes(), "big")
 

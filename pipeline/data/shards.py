@@ -31,6 +31,8 @@ from pipeline.storage.store import File, localize
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 3
+PNG_LEVEL = 3
+"""Of labels: a quarter larger than with zlib's usual 6, in two thirds of the time."""
 
 SCHEMA = pa.schema(
     [
@@ -92,7 +94,7 @@ def pixels_sha256(pixels: NDArray[np.uint8]) -> str:
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """Class ids (H, W) or RGB pixels (H, W, 3) uint8 as a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue()
 
 
