@@ -61,7 +61,9 @@ def damaged(file: bytes, rng: random.Random) -> bytes:
         at = rng.randrange(len(data)) if data else 0
         match rng.randrange(5):
             case 0 | 1 if data:
-                data[at] = rng.choice((0, 255, rng.randrange(256), data[at] ^ 1 << rng.randrange(8)))
+                data[at] = rng.choice(
+                    (0, 255, rng.randrange(256), data[at] ^ 1 << rng.randrange(8))
+                )
             case 2:
                 del data[at : at + rng.randrange(1, 9)]
             case 3:
@@ -87,7 +89,7 @@ def _checked(file: bytes) -> bytes:
 @pytest.mark.parametrize("part", range(4))
 def test_no_damaged_file_ends_in_another_error(part) -> None:
     rng, files = random.Random(part), list(seeds().values())
-    read = 0
+    read, told = 0, set()
     for i in range(NUM_FILES // 4):
         file = damaged(files[i % len(files)], rng)
         for reader in READERS:
@@ -95,6 +97,6 @@ def test_no_damaged_file_ends_in_another_error(part) -> None:
                 reader(file)
                 read += 1
             except ImageError as error:
-                assert error.reason
-                assert error.evidence
+                told |= {error.reason, error.evidence}
+    assert "" not in told
     assert read > NUM_FILES // 8  # a fair share is read all the same: the damage is not too plain
