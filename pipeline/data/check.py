@@ -103,9 +103,10 @@ def check_sample(source: Source, sample: Sample, rules: Rules) -> tuple[Row, Fac
             label = np.array(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
     as_it_is = orientation == STORED_ORIENTATION and rules.image.range is None and not scaled
     class_px = np.bincount(label.ravel(), minlength=256)[: rules.label.num_classes].tolist()
+    image = encoded if as_it_is else encode_png(pixels)
     row = Row(
         id=sample.id,
-        image=encoded if as_it_is else encode_png(pixels),
+        image=image,
         label=encode_png(label),
         height_px=pixels.shape[0],
         width_px=pixels.shape[1],
@@ -114,7 +115,7 @@ def check_sample(source: Source, sample: Sample, rules: Rules) -> tuple[Row, Fac
         valid_px=sum(class_px),
         class_px=class_px,
         source=sample.image,
-        sha256=hashlib.sha256(encoded).hexdigest(),
+        sha256=hashlib.sha256(image).hexdigest(),
         pixels_sha256=pixels_sha256(pixels),
         label_sha256=pixels_sha256(label),
     )

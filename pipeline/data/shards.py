@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
         ("valid_px", pa.int64()),
         ("class_px", pa.list_(pa.int64())),
         ("source", pa.string()),
-        ("sha256", pa.string()),  # of the image file's bytes
+        ("sha256", pa.string()),  # of the image's bytes
         ("pixels_sha256", pa.string()),  # of the image's size and RGB pixels, however encoded
         ("label_sha256", pa.string()),  # of the label's size and class ids, however encoded
     ]
