@@ -95,6 +95,11 @@ class Flow:
             self.store.set_inputs(step.key, step.stage.name, inputs)
         return steps
 
+    @property
+    def model(self) -> str:
+        """The name under which its net is registered."""
+        return self.recipe.register_as.model or self.recipe.name
+
     def run(self, until: str = "register") -> Report:
         """Run all steps up to a stage; those whose result is there are not run again."""
         names = list(STAGES)

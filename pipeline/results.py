@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -81,6 +83,16 @@ class Evaluation(BaseModel):
     frequency_weighted_iu: float
     class_iu: dict[str, float | None]
     """None if the class is nowhere in the split and was never predicted."""
+    data_digest: str
+    """`Dataset.digest` of what was scored."""
+    classes_seen: int
+    """Classes that have pixels in the split; a score over fewer than two tells nothing."""
+
+    def measured_on(self) -> dict[str, str]:
+        """What two scores must share to be compared, as tags of a model's version."""
+        names = json.dumps(list(self.class_iu))
+        classes = hashlib.sha256(names.encode()).hexdigest()[:16]
+        return {"split": self.split, "data_digest": self.data_digest, "classes": classes}
 
     def metrics(self) -> dict[str, float]:
         """All scores by name, for tracking; classes without an IU are left out."""

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import mlflow
 import mlflow.pyfunc
+from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 import fcn
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import TrackingError
+from pipeline.storage.store import fingerprint
 from pipeline.tracking.client import TrackingClient
 
 PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
@@ -77,10 +79,24 @@ class ModelRegistry:
             raise
         return int(version.version), dict(version.tags)
 
-    def move_alias(self, name: str, version: int, evidence: str) -> None:
-        """Make a version the champion."""
-        self.client.set_model_version_tag(name, str(version), "gate", evidence)
-        self.client.set_registered_model_alias(name, CHAMPION, str(version))
+    def note_verdict(self, name: str, version: int, reason: str) -> None:
+        """Why a version became the champion or did not, on the version itself."""
+        self.client.set_model_version_tag(name, str(version), "gate", reason)
+
+    def move_alias(self, name: str, version: int, expected: int | None) -> bool:
+        """Make a version the champion, unless somebody else than the expected one holds the title now.
+
+        MLflow itself can only overwrite an alias. So whoever promotes holds a lock of that model, which
+        excludes all processes that share the folder of the locks.
+        """
+        lock = self.tracking.locks / f"model-{fingerprint(name)}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            champion = self.champion(name)
+            if (champion[0] if champion else None) != expected:
+                return False
+            self.client.set_registered_model_alias(name, CHAMPION, str(version))
+            return True
 
     def name_challenger(self, name: str, version: int) -> None:
         """Point the challenger's alias to a version; the champion stays."""
