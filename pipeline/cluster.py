@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import secrets
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 # Ray reads these when it is imported or started: short polls, no printed copies, no usage report.
@@ -16,11 +18,14 @@ os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import grpc
 import ray
 import ray.train as train
+from ray._private import services
 
 from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError, PipelineError
+from pipeline.storage.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +34,10 @@ Resources = Mapping[str, float]
 
 RESIZE_EVERY_S = 10.0
 """How often an elastic run looks whether more workers fit."""
-OPEN_S = 10.0
-"""How long a Ray may take to accept a connection."""
+OPEN_S = 4.0
+"""How long a Ray may take to accept a connection, and again to answer."""
+LOCAL = "local"
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
 def connect(spec: ClusterSpec) -> None:
@@ -44,27 +51,76 @@ def connect(spec: ClusterSpec) -> None:
 
 
 def join(spec: ClusterSpec) -> None:
-    """Join the Ray that the recipe or RAY_ADDRESS names, else start one on this machine.
+    """Join the Ray that the recipe or RAY_ADDRESS names, else start one for this process alone.
 
     Raises:
         ClusterError: there is no Ray at that address.
     """
-    if not ray.is_initialized():
-        address = spec.address or os.environ.get("RAY_ADDRESS")
-        try:
-            _require_open(address or "")
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (OSError, ValueError) as error:
-            raise ClusterError(
-                f"no Ray at {address}: {error}; start it, or give its address in cluster.address"
-            ) from error
+    if ray.is_initialized():
+        return
+    protect_token()
+    address = _address(spec)
+    try:
+        if address == LOCAL:
+            folder = str(scratch_folder("ray"))
+            atexit.register(ray.shutdown)  # before its folder goes
+            ray.init(LOCAL, _temp_dir=folder, dashboard_host="127.0.0.1", **QUIET)
+        else:
+            ray.init(_require_ray(address), **QUIET)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray at {address}: {error}; start it, or give its address in cluster.address or "
+            "RAY_ADDRESS; without one a Ray is started here"
+        ) from error
 
 
-def _require_open(address: str) -> None:
-    """Fail in seconds where nobody listens; Ray itself goes on trying for minutes."""
+def _address(spec: ClusterSpec) -> str:
+    """Never a Ray that merely happens to be on this machine: it may be somebody's who ends it soon."""
+    return spec.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def _require_ray(address: str) -> str:
+    """The address, if a Ray answers there within seconds; Ray itself goes on trying for minutes.
+
+    Raises:
+        OSError: nobody answers, or something that is no Ray.
+    """
+    if address == "auto":  # what a Ray on this machine wrote down when it was started
+        address = services.canonicalize_bootstrap_address(address) or ""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), OPEN_S).close()
+    if not port.isdigit():
+        raise ValueError("an address is HOST:PORT, ray://HOST:PORT, auto or local")
+    socket.create_connection((host.strip("[]"), int(port)), OPEN_S).close()
+    if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
+        channel = grpc.insecure_channel(f"{host}:{port}")
+        try:
+            grpc.channel_ready_future(channel).result(OPEN_S)
+        except grpc.FutureTimeoutError:
+            raise TimeoutError(
+                f"something listens there, but gave no answer in {OPEN_S:g} s"
+            ) from None
+        finally:
+            channel.close()
+    return address
+
+
+def protect_token() -> None:
+    """Make the token of this user's Rays before Ray does, which would let everybody read it."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        if path.stat().st_uid == os.getuid():
+            path.chmod(0o600)
+    except OSError as error:
+        raise ClusterError(
+            f"Ray's token cannot be written to {path}: {error}; name a file of your own in "
+            "RAY_AUTH_TOKEN_PATH"
+        ) from error
 
 
 def reachable_nodes(spec: ClusterSpec) -> list[Resources] | None:
@@ -73,8 +129,7 @@ def reachable_nodes(spec: ClusterSpec) -> list[Resources] | None:
     Raises:
         ClusterError: there is no Ray at the address.
     """
-    address = spec.address or os.environ.get("RAY_ADDRESS")
-    if not ray.is_initialized() and address in (None, "local"):
+    if not ray.is_initialized() and _address(spec) == LOCAL:
         return None
     join(spec)
     return living_nodes()

@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from pipeline.config.schema import Split
 from pipeline.errors import DataError
 
+NET = "net.safetensors"
+"""The file of a net's weights; the name that `fcn.weights` gives it, which imports torch."""
 RECEIPT = "receipt.json"
 """The file beside a net that lists what became of every pretrained tensor."""
 

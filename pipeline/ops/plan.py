@@ -134,6 +134,7 @@ def closing_lines(report: Report) -> Iterator[str]:
         yield f"pictures         {_short(scores.folder / 'predictions.png')}"
     if version := results.get("register"):
         yield f"model            {version.sentence()}"
+        yield f"champion now     {report.champion or 'not known: MLflow is away'}"
     if report.tracking:
         yield f"tracked in       mlflow ui --backend-store-uri {report.tracking}"
 

@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -78,7 +79,7 @@ def score_net(recipe: Recipe, folder: Path, shards: Shards) -> float:
     return summary["mean_iu"]
 
 
-def _count(recipe: Recipe, net: StoredFile | ray.ObjectRef[FCN], shards: Shards) -> Confusion:
+def _count(recipe: Recipe, net: Any, shards: Shards) -> Confusion:  # noqa: ANN401 - a file, or Ray's reference to a net
     """Every image in exactly one task; integer counts, so their sum does not depend on the cut."""
     num_tasks = min(len(shards), TASKS_PER_WORKER * recipe.cluster.max_workers)
     task = ray.remote(count_rows).options(**task_options(recipe.cluster))

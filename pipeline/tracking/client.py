@@ -47,7 +47,8 @@ AWAY = (
     requests.exceptions.ChunkedEncodingError,
 )
 AWAY_CODES = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
-LASTING = ("readonly database", "unable to open", "no such table", "denied")
+DAMAGED = ("not a database", "malformed", "unable to open")
+LASTING = (*DAMAGED, "readonly database", "no such table", "denied")
 """Parts of a database's messages about faults that do not pass by themselves."""
 
 Row = tuple[int, dict[str, float]]
@@ -257,6 +258,11 @@ def speaking(uri: str) -> Iterator[None]:
 def _remedy(error: BaseException) -> str:
     code = getattr(error, "error_code", None)
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if any(words in str(error) for words in DAMAGED):
+        return (
+            ". The database is damaged: move it away or restore a copy; without one the same command "
+            "makes a new one and logs and registers again what the store has"
+        )
     if code == "UNAUTHENTICATED":
         return (
             f" Set MLFLOW_TRACKING_USERNAME ({user or 'not set now'}) and MLFLOW_TRACKING_PASSWORD to "

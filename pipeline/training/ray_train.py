@@ -36,6 +36,7 @@ from pipeline.errors import (
     TrainingError,
 )
 from pipeline.storage.disk import says_full
+from pipeline.storage.scratch import private_folder
 from pipeline.storage.store import File, fingerprint
 from pipeline.training.checkpoint import KEPT, Checkpoints, ControlAction
 from pipeline.training.distributed import DistContext
@@ -103,10 +104,9 @@ class RayCheckpointManager:
         self._heeded: Any = None
         """The notice of a node's end that the last checkpoint was written for."""
         # What a killed worker left half written on this machine takes room on its disk, no more.
-        scratch = Path(tempfile.gettempdir()) / f"fcn-checkpoint-{fingerprint(str(checkpoints))}"
+        self._scratch = private_folder() / f"checkpoint-{fingerprint(str(checkpoints))}"
         if rank == 0:
-            shutil.rmtree(scratch, ignore_errors=True)
-        self._scratch = scratch / (checkpoints.attempt or "")
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def restore(self, net: FCN, optimizer: Optimizer) -> TrainState:
         """Go on from the newest sound checkpoint; rank 0 looks for it, so that all take the same."""
@@ -128,11 +128,8 @@ class RayCheckpointManager:
             raise SupersededError(superseded)
         checkpoint = None
         if self.rank == 0:
-            # Wait for the one before: two at once would take twice the room.
-            ray.train.get_all_reported_checkpoints(
-                consistency_mode=CheckpointConsistencyMode.COMMITTED
-            )
-            folder = self._scratch / str(state.step)
+            self._wait_for_upload()  # two at once would take twice the room
+            folder = self._scratch / (self.checkpoints.attempt or "") / str(state.step)
             folder.mkdir(parents=True)
             save_state(folder, net, optimizer, state)
             checkpoint = Checkpoint.from_directory(folder)
@@ -141,6 +138,15 @@ class RayCheckpointManager:
             checkpoint=checkpoint,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         )
+
+    def close(self) -> None:
+        """When the training has ended: let Ray carry away what it still has to, and leave nothing."""
+        if self.rank == 0:
+            self._wait_for_upload()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _wait_for_upload(self) -> None:
+        ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
 
     def log_rows(self, rows: list[Row]) -> None:
         """Send metrics, from rank 0; the answer is looked at when it has come."""
@@ -190,7 +196,9 @@ def train_worker(config: dict[str, Any]) -> int | PipelineError:
     fetch_ahead(task.train, task.val)
     gauges = WorkerGauges(recipe.name, f"finetune-{task.phase.stride}s", context)
     try:
-        return task.trainer(context, manager.log_rows, gauges.show).run(manager).step
+        done = task.trainer(context, manager.log_rows, gauges.show).run(manager).step
+        manager.close()
+        return done
     except (TrainingError, SupersededError) as error:
         # Raised by all workers at the same step, and again if Ray tried again: so it is no failure to
         # Ray, which would start the workers once more.

@@ -1,13 +1,16 @@
 """One rule says what fits on the nodes of a Ray: for a run, a search, `plan` and preflight alike."""
 
 import logging
+import os
 import socket
+import stat
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster import connect, require_fit, trials_that_fit, workers_that_fit
+from pipeline.cluster import connect, protect_token, require_fit, trials_that_fit, workers_that_fit
 from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError
 
@@ -134,6 +137,59 @@ def test_an_address_where_nobody_listens_is_refused_in_seconds() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(ClusterError, match=rf"no Ray at {address}: .*cluster\.address"):
         connect(ClusterSpec(address=address))
+
+
+@pytest.mark.timeout(60)
+def test_what_listens_but_is_no_ray_is_refused_in_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(ClusterError, match=rf"no Ray at {address}: .*gave no answer"):
+            connect(ClusterSpec(address=address))
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("address", ["nonsense", "auto"])
+def test_an_address_that_leads_nowhere_is_refused_in_seconds(
+    address, monkeypatch, tmp_path
+) -> None:
+    """`auto` is what a Ray wrote down: here one that was killed, so that nobody took it away."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        stale = f"127.0.0.1:{free.getsockname()[1]}"
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(stale)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match=f"no Ray at {address}: .*RAY_ADDRESS"):
+        connect(ClusterSpec())
+    assert time.monotonic() - began < 10
+
+
+def test_rays_token_is_for_this_user_alone(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path, before = tmp_path / ".ray" / "auth_token", os.umask(0)
+    try:
+        protect_token()
+    finally:
+        os.umask(before)
+    token = path.read_text()
+    assert len(token) >= 32
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)  # as Ray itself makes it
+    protect_token()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() == token
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_a_token_that_the_user_names_is_left_alone(monkeypatch, tmp_path, name) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(name, "x")
+    protect_token()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_elastic_run_starts_with_its_least_number() -> None:
