@@ -15,6 +15,7 @@ from typing import Any
 # Ray reads these when it is imported or started: short polls, no printed copies, no usage report.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -23,6 +24,7 @@ import ray
 import ray.train as train
 from ray._private import services
 
+from pipeline import signals
 from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.storage.scratch import scratch_folder
@@ -36,6 +38,10 @@ RESIZE_EVERY_S = 10.0
 """How often an elastic run looks whether more workers fit."""
 OPEN_S = 4.0
 """How long a Ray may take to accept a connection, and again to answer."""
+BUSY_S, NEW_NODES_S = 300.0, 3600.0
+"""How long workers may wait for resources: that others use, and that the cluster has yet to add."""
+START, START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0
+"""How long Ray Train waits for a group of workers before it asks once more."""
 LOCAL = "local"
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
@@ -61,12 +67,13 @@ def join(spec: ClusterSpec) -> None:
     protect_token()
     address = _address(spec)
     try:
-        if address == LOCAL:
-            folder = str(scratch_folder("ray"))
-            atexit.register(ray.shutdown)  # before its folder goes
-            ray.init(LOCAL, _temp_dir=folder, dashboard_host="127.0.0.1", **QUIET)
-        else:
-            ray.init(_require_ray(address), **QUIET)
+        with signals.kept():
+            if address == LOCAL:
+                folder = str(scratch_folder("ray"))
+                atexit.register(ray.shutdown)  # before its folder goes
+                ray.init(LOCAL, _temp_dir=folder, dashboard_host="127.0.0.1", **QUIET)
+            else:
+                ray.init(_require_ray(address), **QUIET)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"no Ray at {address}: {error}; start it, or give its address in cluster.address or "
@@ -260,9 +267,28 @@ def run_config(
         name=folder.name,
         storage_path=str(folder.parent),
         storage_filesystem=filesystem,
-        failure_config=train.FailureConfig(max_failures=spec.max_failures),
+        failure_config=train.FailureConfig(  # type: ignore[call-arg]
+            max_failures=spec.max_failures, controller_failure_limit=_start_tries(spec) - 1
+        ),
         checkpoint_config=train.CheckpointConfig(num_to_keep=keep),
         logging_config=train.LoggingConfig(log_level="ERROR"),
+    )
+
+
+def _start_tries(spec: ClusterSpec) -> int:
+    return round((NEW_NODES_S if spec.autoscaling else BUSY_S) / START_S)
+
+
+def start_timeout_in_words(spec: ClusterSpec) -> str:
+    """Why the workers did not come: what there is, what of it is free now, and what can be done."""
+    nodes = living_nodes()
+    kinds = list(per_worker(spec))
+    waited_s = _start_tries(spec) * float(os.environ[START])
+    free, each = _in_words(ray.available_resources(), kinds), _in_words(per_worker(spec), kinds)
+    return (
+        f"no place for the workers came free within {waited_s:.0f} s: the run needs {spec.min_workers} "
+        f"of {each}, {fit_in_words(spec, nodes)}, and {free} of it is free now. Wait for what else runs "
+        "there (`ray status` shows it) or lower cluster.num_workers; the same command goes on"
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline import signals
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec, Split
 from pipeline.errors import OutageError, StoreError
@@ -91,6 +92,8 @@ class Flow:
         self.store = Store(recipe.store)
         self.report = Report()
         self.logger: FlowLogger | None = None
+        self._at = ""
+        """The name of the step that is being run."""
         self._pending: tuple[Lock, Any] | None = None
         """The lock and the Ray task of a transplant that runs beside the ingest."""
 
@@ -109,7 +112,21 @@ class Flow:
         return self.recipe.register_as.model or self.recipe.name
 
     def run(self, until: str = "register") -> Report:
-        """Run all steps up to a stage; those whose result is there are not run again."""
+        """Run all steps up to a stage; those whose result is there are not run again.
+
+        Raises:
+            StoppedError: Ctrl-C, SIGTERM or SIGHUP came.
+        """
+        with signals.interruptible() as asked:
+            try:
+                return self._run_until(until)
+            except KeyboardInterrupt:
+                where = f"in {self._at}" if self._at else "before the first step"
+                raise asked.error(
+                    f"{where}; what is finished is in the store, the same command goes on"
+                ) from None
+
+    def _run_until(self, until: str) -> Report:
         names = list(STAGES)
         wanted = [
             step
@@ -138,10 +155,11 @@ class Flow:
         """The manifest of a step's result, None if there is none yet or if a file of it is lost."""
         return self.store.whole(step.stage.folder, step.key)
 
-    def begun(self, step: Step) -> bool:
-        """Whether a phase has checkpoints to go on from."""
-        names = self.store.files.names(self.store.checkpoints(self.recipe.name, step.key))
-        return any("/checkpoint_" in name for name in names)
+    def begun(self, step: Step) -> int | None:
+        """The step of the checkpoint that a phase would go on from; None if there is no sound one."""
+        from pipeline.training.checkpoint import Checkpoints
+
+        return Checkpoints.of_run(self.store, self.recipe.name, step.key).furthest()
 
     def published_counts(self) -> dict[str, int] | None:
         """Images by split, once the data set is ingested."""
@@ -178,7 +196,7 @@ class Flow:
 
     def _run_step(self, step: Step, logger: RunLogger | None) -> None:
         """The step's result from the store, where it was or is computed now; then what MLflow lacks."""
-        began = time.perf_counter()
+        began, self._at = time.perf_counter(), step.name
         computed = step.stage.name == "transplant" and self._await_transplant()
         with self.store.compute_once(step.stage.folder, step.key, step.name) as manifest:
             if manifest is None:

@@ -29,8 +29,8 @@ def plan_rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
             continue
         changed = [name for name in step.needs if name in fresh]
         why = f"{', '.join(changed)} runs" if changed else "no result with this fingerprint"
-        if step.is_phase and flow.begun(step):
-            why = "begun; goes on from its last checkpoint"
+        if step.is_phase and (begun := flow.begun(step)) is not None:
+            why = f"begun; goes on from checkpoint {begun}"
         needs = ""
         if step.is_phase:
             if num_train is None:  # once: to list the samples may take a while

@@ -36,7 +36,15 @@ from pipeline.errors import StoreError, SupersededError
 from pipeline.storage.cache import cache_folder
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Store
-from pipeline.training.state import MANIFEST, TrainState, damage, load_state, save_state, step_in
+from pipeline.training.state import (
+    MANIFEST,
+    TrainState,
+    damage,
+    load_state,
+    save_state,
+    step_in,
+    step_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +140,17 @@ class Checkpoints:
                 return self.path(found.name), complaints
             complaints.append(_complaint(found, wrong))
         return None, complaints
+
+    def furthest(self) -> int | None:
+        """The step of the checkpoint that a training would go on from; None if it would begin anew.
+
+        Those of a bucket are believed to be what their manifests say: nothing is downloaded.
+        """
+        if self.files.local is not None:
+            found, _ = self.newest()
+            return step_of(found) if found else None
+        steps = (found.step for found in self._furthest_first() if found.finished)
+        return next((step for step in steps if step < sys.maxsize), None)
 
     def localize(self, name: str) -> Path:
         """A checkpoint that another process has found to be sound, on this machine.

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -24,9 +22,9 @@ from ray.train.torch import TorchTrainer, get_device
 from torch.optim import Optimizer
 
 from fcn.nets import FCN
-from pipeline.cluster import run_config, scaling, set_threads
+from pipeline.cluster import run_config, scaling, set_threads, start_timeout_in_words
 from pipeline.config.recipe import Recipe
-from pipeline.config.schema import PhaseSpec
+from pipeline.config.schema import ClusterSpec, PhaseSpec
 from pipeline.data.shards import Shards, fetch_ahead
 from pipeline.errors import (
     ClusterError,
@@ -47,6 +45,8 @@ from pipeline.training.state import Row, TrainState, load_state, save_state, ste
 from pipeline.training.trainer import StepTiming, Trainer
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 POLL_EVERY_S = 5.0
 """How often a training asks Ray whether one of its nodes is about to be taken away."""
@@ -229,7 +229,7 @@ def train(task: TrainingTask, checkpoints: Checkpoints, forwarder: MetricsForwar
         run_config=run_config(task.recipe.cluster, folder, KEPT, filesystem),
     )
     with forwarder:
-        done = _fit(trainer, checkpoints).return_value
+        done = _fit(trainer, checkpoints, task.recipe.cluster).return_value
     if isinstance(done, PipelineError):
         raise done
     checkpoints.check()
@@ -242,9 +242,23 @@ def train(task: TrainingTask, checkpoints: Checkpoints, forwarder: MetricsForwar
     return last
 
 
-def _fit(trainer: TorchTrainer, checkpoints: Checkpoints) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
+def _in_thread(call: Callable[[], T]) -> T:
+    """In the main thread Ray Train would take Ctrl-C for itself, and keep it."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    return outcome.result()
+
+
+def _fit(trainer: TorchTrainer, checkpoints: Checkpoints, spec: ClusterSpec) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
     try:
-        return trainer.fit()
+        return _in_thread(trainer.fit)
     except ray.train.WorkerGroupError as error:
         ours = [e for e in error.worker_failures.values() if isinstance(e, PipelineError)]
         if ours:
@@ -256,27 +270,11 @@ def _fit(trainer: TorchTrainer, checkpoints: Checkpoints) -> Any:  # noqa: ANN40
                 "goes on from the last checkpoint"
             ) from error
         raise ClusterError(f"the workers failed too often: {error}") from error
-    except ray.train.TrainingFailedError as error:
+    except ray.train.ControllerError as error:
+        if "WorkerGroupStartupTimeoutError" in type(error.controller_failure).__name__:
+            raise ClusterError(start_timeout_in_words(spec)) from error
         raise ClusterError(f"Ray could not train: {error}") from error
     except ray.exceptions.RayActorError as error:
         raise ClusterError(
             f"Ray Train's controller was lost: {error}; the same command goes on from its checkpoint"
         ) from error
-
-
-@contextmanager
-def stop_on_sigterm(forwarder: MetricsForwarder) -> Iterator[None]:
-    """Save and stop at SIGTERM, which machines to be taken away get; a second one does not wait."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, before)
-        forwarder.stop()
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
