@@ -311,13 +311,15 @@ def gc(store: str, yes: bool) -> None:
     from rich.console import Console
 
     from pipeline.stage_table import STAGES
-    from pipeline.storage.gc import find_garbage, garbage_table, megabytes
+    from pipeline.storage.gc import find_foreign, find_garbage, garbage_table, megabytes, remove
     from pipeline.storage.store import Store
 
     opened = Store(store)
     with opened.exclusive():
         kinds = [stage.folder for stage in STAGES.values()]
         found = find_garbage(opened, kinds, STAGES["register"].folder)
+        if foreign := find_foreign(opened, kinds):
+            click.echo(f"left alone, because no flow made it: {', '.join(foreign)}")
         if not found:
             click.echo(f"nothing to remove: all that is in {store} is referred to")
             return
@@ -327,7 +329,7 @@ def gc(store: str, yes: bool) -> None:
         if not yes:
             click.confirm(f"{total}; remove?", abort=True)
         for each in found:
-            opened.remove(each.name)
+            remove(opened, each)
     click.echo(f"freed {total}")
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from pipeline.errors import StoreError
 from pipeline.storage.cache import Cache, cache_folder
 from pipeline.storage.disk import full_disk_explained
-from pipeline.storage.files import OBJECTS, Marker, StagedFile
+from pipeline.storage.files import DRAFT, OBJECTS, Marker, StagedFile
 from pipeline.storage.locks import Lock, wait_for
 from pipeline.storage.object_store import FileDigest, ObjectStore
 
@@ -188,16 +188,20 @@ class Store:
         """
         upload = f"{kind}/{key}/{uuid.uuid4().hex[:8]}"
         draft, published = self.cache / upload, False
+        mark = Marker(self.files, f"{upload}{DRAFT}")
         try:
             with full_disk_explained(self.cache, draft, f"{kind}/{key}"):
+                mark.set()
                 draft.mkdir(parents=True)
                 yield draft
                 published = self._complete(kind, key, draft, manifest)
         finally:
             if not published:
                 shutil.rmtree(draft, ignore_errors=True)
-                with suppress(StoreError):  # what is in the way of that was already said
+            with suppress(StoreError):  # what is in the way of that was already said
+                if not published:
                     self.files.remove_folder(upload)
+                mark.clear()
 
     def _complete(self, kind: str, key: str, draft: Path, manifest: dict[str, Any]) -> bool:
         """Upload what is not uploaded yet, then the manifest; False if there is one by now."""
@@ -317,6 +321,10 @@ class Store:
     def marker(self, run: str, key: str) -> Marker:
         """Set once MLflow has all that is to be logged of a phase or an evaluation."""
         return Marker(self.files, f"runs/{run}/{key}.tracked")
+
+    def drill_marker(self) -> Marker:
+        """Set when a drill began to work in the folder `drill`."""
+        return Marker(self.files, "drill/made-by-fcn-pipeline")
 
     def record(self, name: str) -> dict[str, Any] | None:
         """What is remembered of a run: `steps`, the keys of its flow by name, and `net`."""
