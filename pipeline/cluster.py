@@ -7,8 +7,11 @@ import logging
 import os
 import secrets
 import socket
+import time
+import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -43,6 +46,7 @@ BUSY_S, NEW_NODES_S = 300.0, 3600.0
 START, START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0
 """How long Ray Train waits for a group of workers before it asks once more."""
 LOCAL = "local"
+NO_MEMORY = ("out of memory", "outofmemory", "low on memory")
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
@@ -231,6 +235,38 @@ def get(ref: Any) -> Any:  # noqa: ANN401 - whatever the task returns
         if isinstance(error.cause, PipelineError):
             raise error.cause from None
         raise
+
+
+@contextmanager
+def floods_kept(folder: Path) -> Iterator[None]:
+    """Keep in a file what Ray says at length about an error, and say it in two lines.
+
+    Errors of our own code in a task stay what they are.
+
+    Raises:
+        ClusterError: Ray lost a process or a node, or itself.
+    """
+    try:
+        yield
+    except (ClusterError, ray.exceptions.RayError) as error:
+        ours = isinstance(error, ClusterError)
+        if (ours and error.__cause__ is None) or isinstance(error, ray.exceptions.RayTaskError):
+            raise
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+        path.write_text("".join(traceback.format_exception(error)))
+        what = str(error) if ours else f"Ray lost what it worked with: {cause_in_words(error)}"
+        raise ClusterError(f"{what}\nAll that Ray said is in {path}") from None
+
+
+def cause_in_words(error: BaseException) -> str:
+    """What an error of Ray comes to, and what helps, in place of its pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    task = isinstance(error, ray.exceptions.RayTaskError)  # it ends with what was raised
+    words = (lines[-1 if task else 0] if lines else type(error).__name__).rstrip(".")
+    if any(each in str(error).lower() for each in NO_MEMORY):
+        words = f"out of memory: {words}; lower finetune.micro_batch or use larger nodes"
+    return f"{words}; the same command goes on from what is finished or saved"
 
 
 def scaling(spec: ClusterSpec) -> train.ScalingConfig:

@@ -127,6 +127,7 @@ class Flow:
                 ) from None
 
     def _run_until(self, until: str) -> Report:
+        log.info("%s: what is in %s already, and what is to be done?", self.recipe.name, self.store)
         names = list(STAGES)
         wanted = [
             step
@@ -167,6 +168,7 @@ class Flow:
         return manifest["counts"] if manifest else None
 
     def _run_logged(self, wanted: list[Step], *, complete: bool) -> None:
+        log.info("starting %s", "MLflow" if complete else "Ray and MLflow, in some seconds")
         from pipeline import cluster
         from pipeline.tracking.run_logger import FlowLogger
 
@@ -180,7 +182,7 @@ class Flow:
             )
         self.logger = FlowLogger(self.recipe, self.store.cache, wanted[-1].key, self._marker)
         self.report.tracking = self.logger.address
-        with self.logger:
+        with self.logger, cluster.floods_kept(self.store.cache / "errors"):
             self._run(wanted, self.logger)
 
     def _run(self, wanted: list[Step], logger: RunLogger | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -66,7 +67,10 @@ def run(
     if inputs.receipt is not None:
         require_receipt(inputs.receipt)
     num_steps = inputs.steps(recipe)
-    forwarder = MetricsForwarder(f"FCN-{inputs.phase.stride}s", key, num_steps, log_rows)
+    validations = math.ceil(inputs.phase.epochs / recipe.finetune.validate_every_epochs)
+    forwarder = MetricsForwarder(
+        f"FCN-{inputs.phase.stride}s", key, num_steps, log_rows, validations
+    )
     with signals.deferred(forwarder.stop) as asked:
         checkpoints = Checkpoints.of_run(store, recipe.name, key)
         last = train(inputs.task(recipe), checkpoints, forwarder)

@@ -22,7 +22,13 @@ from ray.train.torch import TorchTrainer, get_device
 from torch.optim import Optimizer
 
 from fcn.nets import FCN
-from pipeline.cluster import run_config, scaling, set_threads, start_timeout_in_words
+from pipeline.cluster import (
+    cause_in_words,
+    run_config,
+    scaling,
+    set_threads,
+    start_timeout_in_words,
+)
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import ClusterSpec, PhaseSpec
 from pipeline.data.shards import Shards, fetch_ahead
@@ -269,12 +275,14 @@ def _fit(trainer: TorchTrainer, checkpoints: Checkpoints, spec: ClusterSpec) -> 
                 "(`fcn-pipeline gc` shows what nothing refers to) and type the same command again: it "
                 "goes on from the last checkpoint"
             ) from error
-        raise ClusterError(f"the workers failed too often: {error}") from error
+        causes = sorted({cause_in_words(each) for each in error.worker_failures.values()})
+        raise ClusterError(
+            f"the workers failed too often (cluster.max_failures={spec.max_failures}): {causes[0]}"
+        ) from error
     except ray.train.ControllerError as error:
         if "WorkerGroupStartupTimeoutError" in type(error.controller_failure).__name__:
             raise ClusterError(start_timeout_in_words(spec)) from error
-        raise ClusterError(f"Ray could not train: {error}") from error
+        why = cause_in_words(error.controller_failure)
+        raise ClusterError(f"Ray could not train: {why}") from error
     except ray.exceptions.RayActorError as error:
-        raise ClusterError(
-            f"Ray Train's controller was lost: {error}; the same command goes on from its checkpoint"
-        ) from error
+        raise ClusterError(f"Ray Train's controller was lost: {cause_in_words(error)}") from error
