@@ -13,7 +13,7 @@ from pipeline.storage.object_store import ObjectStore
 
 OBJECTS = "objects"
 """Key of a manifest: by the name of each file its sha256 and size."""
-ATTEMPT = "attempt.json"
+ATTEMPT_MARKER = "attempt.json"
 """The file by which a folder is known to be an attempt at a training, and so full of checkpoints."""
 DRAFT = ".draft"
 """Ending of the mark beside an upload that is not finished: it is ours, though no manifest says so."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.storage.files import ATTEMPT, DRAFT, OBJECTS
+from pipeline.storage.files import ATTEMPT_MARKER, DRAFT, OBJECTS
 from pipeline.storage.store import MANIFEST, UPLOAD, Store
 
 QUARANTINE = ".quarantine.csv"
@@ -170,7 +170,7 @@ def _drafts(store: Store, kind: str, key: str) -> set[str]:
 
 def _is_attempt(store: Store, name: str) -> bool:
     """Whether a folder is what an attempt at a training writes."""
-    return store.files.read(f"{name}/{ATTEMPT}") is not None
+    return store.files.read(f"{name}/{ATTEMPT_MARKER}") is not None
 
 
 def _named(store: Store) -> set[str]:

@@ -34,7 +34,7 @@ from filelock import FileLock
 from fcn.nets import FCN
 from pipeline.errors import StoreError, SupersededError
 from pipeline.storage.cache import cache_folder
-from pipeline.storage.files import ATTEMPT as ATTEMPT_FILE
+from pipeline.storage.files import ATTEMPT_MARKER
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Store
 from pipeline.training.state import (
@@ -111,7 +111,9 @@ class Checkpoints:
         self.attempt = f"attempt-{number:06d}-{uuid.uuid4().hex[:8]}"
         began = datetime.now(UTC).isoformat(timespec="seconds")
         about = {"host": socket.gethostname(), "pid": os.getpid(), "began": began}
-        self.files.write(f"{self.prefix}/{self.attempt}/{ATTEMPT_FILE}", json.dumps(about).encode())
+        self.files.write(
+            f"{self.prefix}/{self.attempt}/{ATTEMPT_MARKER}", json.dumps(about).encode()
+        )
         self.check()
 
     def check(self) -> None:
@@ -123,7 +125,7 @@ class Checkpoints:
         owner = max(self._attempts(), key=_order, default=None)
         if owner is None or self.attempt is None or _order(owner) <= _order(self.attempt):
             return
-        about = json.loads(self.files.read(f"{self.prefix}/{owner}/{ATTEMPT_FILE}") or b"{}")
+        about = json.loads(self.files.read(f"{self.prefix}/{owner}/{ATTEMPT_MARKER}") or b"{}")
         raise SupersededError(
             f"{self.attempt} of {self} was taken over by {owner}, which process {about.get('pid')} on "
             f"{about.get('host')} began at {about.get('began')}; this attempt stops and writes no more "
