@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.errors import PipelineError, RecipeError, StoppedError
+from pipeline.errors import InterruptError, PipelineError, RecipeError, StoppedError
 
 if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe
@@ -21,7 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class Verbs(click.Group):
     """A group of verbs that prints our errors without a traceback.
 
-    Exit code 2: a recipe to mend; 1: a run that failed; 143, as by SIGTERM: a run that was stopped.
+    Exit code 2: a recipe to mend; 1: a run that failed; 130: stopped by Ctrl-C; 143: by SIGTERM.
     """
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
@@ -33,7 +33,11 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except PipelineError as error:
             click.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
-            ctx.exit({RecipeError: 2, StoppedError: 143}.get(type(error), 1))
+            codes = {RecipeError: 2, StoppedError: 143, InterruptError: 130}
+            ctx.exit(codes.get(type(error), 1))
+        except KeyboardInterrupt:
+            click.secho("InterruptError: stopped by Ctrl-C", err=True, fg="red")
+            ctx.exit(130)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, with one for each stage of the flow."""
@@ -307,13 +311,15 @@ def gc(store: str, yes: bool) -> None:
     from rich.console import Console
 
     from pipeline.stage_table import STAGES
-    from pipeline.storage.gc import find_garbage, garbage_table, megabytes
+    from pipeline.storage.gc import find_foreign, find_garbage, garbage_table, megabytes, remove
     from pipeline.storage.store import Store
 
     opened = Store(store)
     with opened.exclusive():
         kinds = [stage.folder for stage in STAGES.values()]
         found = find_garbage(opened, kinds, STAGES["register"].folder)
+        if foreign := find_foreign(opened, kinds):
+            click.echo(f"left alone, because no flow made it: {', '.join(foreign)}")
         if not found:
             click.echo(f"nothing to remove: all that is in {store} is referred to")
             return
@@ -323,7 +329,7 @@ def gc(store: str, yes: bool) -> None:
         if not yes:
             click.confirm(f"{total}; remove?", abort=True)
         for each in found:
-            opened.remove(each.name)
+            remove(opened, each)
     click.echo(f"freed {total}")
 
 

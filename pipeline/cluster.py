@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import secrets
 import socket
+import time
+import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
 from typing import Any
 
 # Ray reads these when it is imported or started: short polls, no printed copies, no usage report.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import grpc
 import ray
 import ray.train as train
+from ray._private import services
 
+from pipeline import signals
 from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError, PipelineError
+from pipeline.storage.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +39,15 @@ Resources = Mapping[str, float]
 
 RESIZE_EVERY_S = 10.0
 """How often an elastic run looks whether more workers fit."""
-OPEN_S = 10.0
-"""How long a Ray may take to accept a connection."""
+OPEN_S = 4.0
+"""How long a Ray may take to accept a connection, and again to answer."""
+BUSY_S, NEW_NODES_S = 300.0, 3600.0
+"""How long workers may wait for resources: that others use, and that the cluster has yet to add."""
+START, START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0
+"""How long Ray Train waits for a group of workers before it asks once more."""
+LOCAL = "local"
+NO_MEMORY = ("out of memory", "outofmemory", "low on memory")
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
 def connect(spec: ClusterSpec) -> None:
@@ -44,27 +61,77 @@ def connect(spec: ClusterSpec) -> None:
 
 
 def join(spec: ClusterSpec) -> None:
-    """Join the Ray that the recipe or RAY_ADDRESS names, else start one on this machine.
+    """Join the Ray that the recipe or RAY_ADDRESS names, else start one for this process alone.
 
     Raises:
         ClusterError: there is no Ray at that address.
     """
-    if not ray.is_initialized():
-        address = spec.address or os.environ.get("RAY_ADDRESS")
-        try:
-            _require_open(address or "")
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (OSError, ValueError) as error:
-            raise ClusterError(
-                f"no Ray at {address}: {error}; start it, or give its address in cluster.address"
-            ) from error
+    if ray.is_initialized():
+        return
+    protect_token()
+    address = _address(spec)
+    try:
+        with signals.kept():
+            if address == LOCAL:
+                folder = str(scratch_folder("ray"))
+                atexit.register(ray.shutdown)  # before its folder goes
+                ray.init(LOCAL, _temp_dir=folder, dashboard_host="127.0.0.1", **QUIET)
+            else:
+                ray.init(_require_ray(address), **QUIET)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray at {address}: {error}; start it, or give its address in cluster.address or "
+            "RAY_ADDRESS; without one a Ray is started here"
+        ) from error
 
 
-def _require_open(address: str) -> None:
-    """Fail in seconds where nobody listens; Ray itself goes on trying for minutes."""
+def _address(spec: ClusterSpec) -> str:
+    """Never a Ray that merely happens to be on this machine: it may be somebody's who ends it soon."""
+    return spec.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def _require_ray(address: str) -> str:
+    """The address, if a Ray answers there within seconds; Ray itself goes on trying for minutes.
+
+    Raises:
+        OSError: nobody answers, or something that is no Ray.
+    """
+    if address == "auto":  # what a Ray on this machine wrote down when it was started
+        address = services.canonicalize_bootstrap_address(address) or ""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), OPEN_S).close()
+    if not port.isdigit():
+        raise ValueError("an address is HOST:PORT, ray://HOST:PORT, auto or local")
+    socket.create_connection((host.strip("[]"), int(port)), OPEN_S).close()
+    if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
+        channel = grpc.insecure_channel(f"{host}:{port}")
+        try:
+            grpc.channel_ready_future(channel).result(OPEN_S)
+        except grpc.FutureTimeoutError:
+            raise TimeoutError(
+                f"something listens there, but gave no answer in {OPEN_S:g} s"
+            ) from None
+        finally:
+            channel.close()
+    return address
+
+
+def protect_token() -> None:
+    """Make the token of this user's Rays before Ray does, which would let everybody read it."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        if path.stat().st_uid == os.getuid():
+            path.chmod(0o600)
+    except OSError as error:
+        raise ClusterError(
+            f"Ray's token cannot be written to {path}: {error}; name a file of your own in "
+            "RAY_AUTH_TOKEN_PATH"
+        ) from error
 
 
 def reachable_nodes(spec: ClusterSpec) -> list[Resources] | None:
@@ -73,8 +140,7 @@ def reachable_nodes(spec: ClusterSpec) -> list[Resources] | None:
     Raises:
         ClusterError: there is no Ray at the address.
     """
-    address = spec.address or os.environ.get("RAY_ADDRESS")
-    if not ray.is_initialized() and address in (None, "local"):
+    if not ray.is_initialized() and _address(spec) == LOCAL:
         return None
     join(spec)
     return living_nodes()
@@ -171,6 +237,38 @@ def get(ref: Any) -> Any:  # noqa: ANN401 - whatever the task returns
         raise
 
 
+@contextmanager
+def floods_kept(folder: Path) -> Iterator[None]:
+    """Keep in a file what Ray says at length about an error, and say it in two lines.
+
+    Errors of our own code in a task stay what they are.
+
+    Raises:
+        ClusterError: Ray lost a process or a node, or itself.
+    """
+    try:
+        yield
+    except (ClusterError, ray.exceptions.RayError) as error:
+        ours = isinstance(error, ClusterError)
+        if (ours and error.__cause__ is None) or isinstance(error, ray.exceptions.RayTaskError):
+            raise
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+        path.write_text("".join(traceback.format_exception(error)))
+        what = str(error) if ours else f"Ray lost what it worked with: {cause_in_words(error)}"
+        raise ClusterError(f"{what}\nAll that Ray said is in {path}") from None
+
+
+def cause_in_words(error: BaseException) -> str:
+    """What an error of Ray comes to, and what helps, in place of its pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    task = isinstance(error, ray.exceptions.RayTaskError)  # it ends with what was raised
+    words = (lines[-1 if task else 0] if lines else type(error).__name__).rstrip(".")
+    if any(each in str(error).lower() for each in NO_MEMORY):
+        words = f"out of memory: {words}; lower finetune.micro_batch or use larger nodes"
+    return f"{words}; the same command goes on from what is finished or saved"
+
+
 def scaling(spec: ClusterSpec) -> train.ScalingConfig:
     """Ray Train's configuration of the number of workers and of what each of them takes."""
     return train.ScalingConfig(  # type: ignore[call-arg]  # typed as the first version of Ray Train
@@ -205,9 +303,28 @@ def run_config(
         name=folder.name,
         storage_path=str(folder.parent),
         storage_filesystem=filesystem,
-        failure_config=train.FailureConfig(max_failures=spec.max_failures),
+        failure_config=train.FailureConfig(  # type: ignore[call-arg]
+            max_failures=spec.max_failures, controller_failure_limit=_start_tries(spec) - 1
+        ),
         checkpoint_config=train.CheckpointConfig(num_to_keep=keep),
         logging_config=train.LoggingConfig(log_level="ERROR"),
+    )
+
+
+def _start_tries(spec: ClusterSpec) -> int:
+    return round((NEW_NODES_S if spec.autoscaling else BUSY_S) / START_S)
+
+
+def start_timeout_in_words(spec: ClusterSpec) -> str:
+    """Why the workers did not come: what there is, what of it is free now, and what can be done."""
+    nodes = living_nodes()
+    kinds = list(per_worker(spec))
+    waited_s = _start_tries(spec) * float(os.environ[START])
+    free, each = _in_words(ray.available_resources(), kinds), _in_words(per_worker(spec), kinds)
+    return (
+        f"no place for the workers came free within {waited_s:.0f} s: the run needs {spec.min_workers} "
+        f"of {each}, {fit_in_words(spec, nodes)}, and {free} of it is free now. Wait for what else runs "
+        "there (`ray status` shows it) or lower cluster.num_workers; the same command goes on"
     )
 
 

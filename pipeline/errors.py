@@ -6,7 +6,8 @@
     ├── WeightsError    pretrained weights or their transplant
     ├── ClusterError    Ray: no room, no connection, workers lost for good
     ├── TrainingError   the training itself: a loss that is not finite
-    ├── StoppedError    it was asked to stop, and did so after a checkpoint
+    ├── StoppedError    it was asked to stop, and did so; what is finished is kept
+    │   └── InterruptError  by Ctrl-C
     ├── TrackingError   MLflow cannot be reached, or has no such run or model
     │   └── OutageError MLflow is away for now; the same again may work later
     └── StoreError      the store's folder: full, in use, missing
@@ -43,7 +44,11 @@ class TrainingError(PipelineError):
 
 
 class StoppedError(PipelineError):
-    """The run was asked to stop, and did so after a checkpoint."""
+    """The run was asked to stop, and did so; what is finished, or in a checkpoint, is kept."""
+
+
+class InterruptError(StoppedError):
+    """It was Ctrl-C that asked."""
 
 
 class TrackingError(PipelineError):

@@ -15,23 +15,30 @@ import logging
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from pipeline import signals
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec, Split
-from pipeline.results import Dataset
+from pipeline.errors import OutageError, StoreError
+from pipeline.results import NET, Dataset
 from pipeline.stage_table import STAGES, Step, start_transplant
-from pipeline.storage.store import Marker, Store, StoredFile, fingerprint
+from pipeline.storage.files import Marker
+from pipeline.storage.store import MANIFEST, Store, StoredFile, fingerprint
 
-if (
-    TYPE_CHECKING
-):  # at run time a stage is imported when it runs: `plan` needs no torch, ray or mlflow
+# At run time a stage is imported when it runs: `plan` needs no torch, ray or mlflow.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.storage.locks import Lock
+    from pipeline.tracking.registry import ModelRegistry
     from pipeline.tracking.run_logger import FlowLogger, RunLogger
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def plan(recipe: Recipe, store: Store) -> list[Step]:
@@ -73,6 +80,8 @@ class Report:
     """Each step's result, by the step's name."""
     tracking: str | None = None
     """Where MLflow is; None if nothing was logged."""
+    champion: str | None = None
+    """The champion of the registered model as the flow ended; None if MLflow could not say."""
 
 
 class Flow:
@@ -83,6 +92,8 @@ class Flow:
         self.store = Store(recipe.store)
         self.report = Report()
         self.logger: FlowLogger | None = None
+        self._at = ""
+        """The name of the step that is being run."""
         self._pending: tuple[Lock, Any] | None = None
         """The lock and the Ray task of a transplant that runs beside the ingest."""
 
@@ -95,8 +106,28 @@ class Flow:
             self.store.set_inputs(step.key, step.stage.name, inputs)
         return steps
 
+    @property
+    def model(self) -> str:
+        """The name under which its net is registered."""
+        return self.recipe.register_as.model or self.recipe.name
+
     def run(self, until: str = "register") -> Report:
-        """Run all steps up to a stage; those whose result is there are not run again."""
+        """Run all steps up to a stage; those whose result is there are not run again.
+
+        Raises:
+            StoppedError: Ctrl-C, SIGTERM or SIGHUP came.
+        """
+        with signals.interruptible() as asked:
+            try:
+                return self._run_until(until)
+            except KeyboardInterrupt:
+                where = f"in {self._at}" if self._at else "before the first step"
+                raise asked.error(
+                    f"{where}; what is finished is in the store, the same command goes on"
+                ) from None
+
+    def _run_until(self, until: str) -> Report:
+        log.info("%s: what is in %s already, and what is to be done?", self.recipe.name, self.store)
         names = list(STAGES)
         wanted = [
             step
@@ -105,11 +136,14 @@ class Flow:
             and (until != "transplant" or step.stage.name == until)
         ]
         with self.store.flow_lock(wanted[-1].key):
+            self._doubt_what_mlflow_has(wanted)
             complete = all(self.published(step) for step in wanted)
             if complete and not any(self._unlogged(step) for step in wanted):
                 self._run(wanted, None)
             else:
                 self._run_logged(wanted, complete=complete)
+        if "register" in self.report.results:
+            self.report.champion = self._ask(lambda registry: registry.champion_uri(self.model))
         return self.report
 
     def prepare(self, logger: RunLogger) -> Report:
@@ -119,13 +153,14 @@ class Flow:
         return self.report
 
     def published(self, step: Step) -> dict[str, Any] | None:
-        """The manifest of a step's result, None if there is none yet."""
-        return self.store.published(step.stage.folder, step.key)
+        """The manifest of a step's result, None if there is none yet or if a file of it is lost."""
+        return self.store.whole(step.stage.folder, step.key)
 
-    def begun(self, step: Step) -> bool:
-        """Whether a phase has checkpoints to go on from."""
-        names = self.store.files.names(self.store.checkpoints(self.recipe.name, step.key))
-        return any("/checkpoint_" in name for name in names)
+    def begun(self, step: Step) -> int | None:
+        """The step of the checkpoint that a phase would go on from; None if there is no sound one."""
+        from pipeline.training.checkpoint import Checkpoints
+
+        return Checkpoints.of_run(self.store, self.recipe.name, step.key).furthest()
 
     def published_counts(self) -> dict[str, int] | None:
         """Images by split, once the data set is ingested."""
@@ -133,6 +168,7 @@ class Flow:
         return manifest["counts"] if manifest else None
 
     def _run_logged(self, wanted: list[Step], *, complete: bool) -> None:
+        log.info("starting %s", "MLflow" if complete else "Ray and MLflow, in some seconds")
         from pipeline import cluster
         from pipeline.tracking.run_logger import FlowLogger
 
@@ -146,7 +182,7 @@ class Flow:
             )
         self.logger = FlowLogger(self.recipe, self.store.cache, wanted[-1].key, self._marker)
         self.report.tracking = self.logger.address
-        with self.logger:
+        with self.logger, cluster.floods_kept(self.store.cache / "errors"):
             self._run(wanted, self.logger)
 
     def _run(self, wanted: list[Step], logger: RunLogger | None) -> None:
@@ -162,7 +198,7 @@ class Flow:
 
     def _run_step(self, step: Step, logger: RunLogger | None) -> None:
         """The step's result from the store, where it was or is computed now; then what MLflow lacks."""
-        began = time.perf_counter()
+        began, self._at = time.perf_counter(), step.name
         computed = step.stage.name == "transplant" and self._await_transplant()
         with self.store.compute_once(step.stage.folder, step.key, step.name) as manifest:
             if manifest is None:
@@ -183,7 +219,15 @@ class Flow:
         names = step.stage.files or (None,)
         paths = [self.stored(step.name, name).localize() for name in names]
         folder = paths[0] if names == (None,) else paths[0].parent
-        return step.stage.result.model_validate({**(self.published(step) or {}), "folder": folder})
+        manifest = self.store.published(step.stage.folder, step.key) or {}
+        try:
+            return step.stage.result.model_validate({**manifest, "folder": folder})
+        except ValidationError as error:
+            lacks = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+            raise StoreError(
+                f"{self.store}/{step.stage.folder}/{step.key}/{MANIFEST} is not what was written "
+                f"({lacks}); remove it, and the same command makes it again"
+            ) from error
 
     def _log(self, step: Step, result: Any, logger: RunLogger) -> None:  # noqa: ANN401 - the stage's result
         if step.stage.name == "ingest":
@@ -210,6 +254,50 @@ class Flow:
             return False
         return not self._marker(step.key).exists()
 
+    def _doubt_what_mlflow_has(self, wanted: list[Step]) -> None:
+        """If MLflow lost its database or the registered version, all is logged and registered again.
+
+        Of a bucket's store without a server nobody can know: the database is another machine's.
+        """
+        if not self.store.is_local and self.recipe.tracking.uri is None:
+            return
+        lost = not self._has_database()
+        register = next((step for step in wanted if step.stage.name == "register"), None)
+        if register and (done := self.published(register)):
+            lost = lost or self._ask(lambda registry: not self._is_in(registry, done)) or False
+            if lost:
+                log.warning(
+                    "models:/%s/%s is not in MLflow any more; it is registered again",
+                    *(self.model, done["version"]),
+                )
+                self.store.withdraw(register.stage.folder, register.key)
+        if lost:
+            for step in wanted:
+                self._marker(step.key).clear()
+
+    def _has_database(self) -> bool:
+        """False if the store's own database is gone; a server's is its own affair."""
+        path = self.store.cache / "mlflow.db"
+        return self.recipe.tracking.uri is not None or (path.exists() and path.stat().st_size > 0)
+
+    def _is_in(self, registry: ModelRegistry, done: dict[str, Any]) -> bool:
+        net = self.steps[self.steps["register"].needs[-1]]
+        weights = self.store.digests(net.stage.folder, net.key).get(NET)
+        return weights is not None and registry.has(self.model, done["version"], weights.sha256)
+
+    def _ask(self, question: Callable[[ModelRegistry], T]) -> T | None:
+        """The registry's answer; None, and a line that says so, while MLflow is away."""
+        from pipeline.tracking.client import speaking
+        from pipeline.tracking.registry import open_registry
+
+        try:
+            registry = open_registry(self.recipe.tracking, self.store.cache)
+            with speaking(registry.tracking.uri):
+                return question(registry)
+        except OutageError as outage:
+            log.warning("%s; what it has of models:/%s is not known now", outage, self.model)
+            return None
+
     def _begin_transplant(self) -> None:
         """Start it in a task: it needs nothing of the ingest, so both run at the same time.
 
@@ -220,6 +308,7 @@ class Flow:
         lock = self.store.lock(step.key)
         if not lock.take():
             return
+        self.store.withdraw_damaged(step.stage.folder, step.key)
         if self.published(step):
             lock.free()
             return

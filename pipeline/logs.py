@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 CONSOLE = Console(stderr=True)
 ENVIRONMENT = {
@@ -27,10 +35,21 @@ ENVIRONMENT = {
 """Of MLflow and what it imports; values that the user has set stay."""
 
 
+class Lines(logging.Handler):
+    """A line for each record, however long: in a file nobody wants it cut to a terminal's width."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line to stderr, wherever that is now."""
+        print(self.format(record), file=sys.stderr, flush=True)  # noqa: T201
+
+
 def configure_logging(level: int = logging.INFO) -> None:
     """Our log lines on stderr; other packages only from WARNING on."""
-    handler = RichHandler(console=CONSOLE, show_path=False, log_time_format="%H:%M:%S")
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler: logging.Handler = Lines()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(message)s", "%H:%M:%S"))
+    if CONSOLE.is_terminal:
+        handler = RichHandler(console=CONSOLE, show_path=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in ("fcn", "pipeline", "tuning"):
         logging.getLogger(package).setLevel(level)
@@ -48,14 +67,14 @@ def configure_environment() -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress display: description, bar, count, time left and a free `note`."""
-    columns = (
+def progress_bar(*, time_left: bool = True) -> Iterator[Progress]:
+    """A progress display: description, bar, count, time left (if not in the note) and a free `note`."""
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        *([TimeRemainingColumn()] if time_left else []),
         TextColumn("{task.fields[note]}"),
-    )
+    ]
     with Progress(*columns, console=CONSOLE, refresh_per_second=2) as progress:
         yield progress

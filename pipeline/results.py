@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -10,6 +12,8 @@ from fcn.images import InputRule
 from pipeline.config.schema import Split
 from pipeline.errors import DataError
 
+NET = "net.safetensors"
+"""The file of a net's weights; the name that `fcn.weights` gives it, which imports torch."""
 RECEIPT = "receipt.json"
 """The file beside a net that lists what became of every pretrained tensor."""
 
@@ -91,6 +95,16 @@ class Evaluation(BaseModel):
     frequency_weighted_iu: float
     class_iu: dict[str, float | None]
     """None if the class is nowhere in the split and was never predicted."""
+    data_digest: str
+    """`Dataset.digest` of what was scored."""
+    classes_seen: int
+    """Classes that have pixels in the split; a score over fewer than two tells nothing."""
+
+    def measured_on(self) -> dict[str, str]:
+        """What two scores must share to be compared, as tags of a model's version."""
+        names = json.dumps(list(self.class_iu))
+        classes = hashlib.sha256(names.encode()).hexdigest()[:16]
+        return {"split": self.split, "data_digest": self.data_digest, "classes": classes}
 
     def metrics(self) -> dict[str, float]:
         """All scores by name, for tracking; classes without an IU are left out."""

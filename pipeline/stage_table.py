@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -18,6 +19,7 @@ from pipeline.results import Dataset, Evaluation, Registered, TrainedNet, Transp
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
+    from pipeline.data.shards import Shards
     from pipeline.flow import Flow
 
 
@@ -141,23 +143,33 @@ def _run_finetune(flow: Flow, step: Step) -> None:
 
 
 def _run_evaluate(flow: Flow, step: Step) -> None:
-    from pipeline.data.shards import Shards
     from pipeline.stages import evaluate
+
+    questions = evaluate.Questions(_evaluated(flow), flow.result("ingest").digest)
+    evaluate.run(flow.recipe, flow.store, step.key, flow.stored(step.needs[-1]), questions)
+
+
+def _evaluated(flow: Flow) -> Shards:
+    from pipeline.data.shards import Shards
 
     data: Dataset = flow.result("ingest")
     split = flow.recipe.evaluate.split
-    shards = Shards(flow.shards(split), data.shard_rows(split))
-    evaluate.run(flow.recipe, flow.store, step.key, flow.stored(step.needs[-1]), shards)
+    return Shards(flow.shards(split), data.shard_rows(split))
 
 
 def _run_register(flow: Flow, step: Step) -> None:
-    from pipeline.stages import register
+    from pipeline.stages import evaluate, register
 
     assert flow.logger is not None
     scores, net = flow.result(step.needs[0]), flow.result(step.needs[1])
-    name = flow.recipe.register_as.model or flow.recipe.name
+
+    def rescore(folder: Path) -> float:
+        return evaluate.score_net(flow.recipe, folder, _evaluated(flow))
+
     with flow.logger.registering() as (registry, run_id):
-        done = register.run(registry, run_id, name, net.folder, scores)
+        version = register.enter(registry, run_id, flow.model, net.folder, scores)
+        gate = register.Gate(registry, flow.model, rescore)
+        done = gate.judge(version, scores)
     with flow.store.publish(step.stage.folder, step.key, done.model_dump(mode="json")):
         pass
     flow.logger.note(scores, done.sentence())
@@ -180,11 +192,11 @@ STAGES = {
             help="Train all phases, after the stages before it.",
         ),
         Stage(
-            *("evaluate", "scores", 2, _evaluate_reads, _run_evaluate, Evaluation),
+            *("evaluate", "scores", 3, _evaluate_reads, _run_evaluate, Evaluation),
             help="Score a whole split and draw predictions, after the stages before it.",
         ),
         Stage(
-            *("register", "models", 1, _register_reads, _run_register, Registered),
+            *("register", "models", 2, _register_reads, _run_register, Registered),
             help="Register the model and let the gate decide, after the stages before it.",
         ),
     )

@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcn.images import decode_ids, decode_rgb
+from fcn.images import ImageError, decode_ids, decode_rgb
 from fcn.labels import ClassTable
 from pipeline.errors import DataError, StoreError
 from pipeline.storage.store import File, localize
@@ -108,6 +108,8 @@ class Shards:
     def __init__(self, files: Sequence[File], rows: Sequence[int] | None = None) -> None:
         self.files, self._rows = list(files), rows
         self._tables: dict[int, pa.Table] = {}
+        self._verified: set[int] = set()
+        """Rows that this process has compared with the hashes of what was written."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A memory map does not travel; each process opens its own.
@@ -143,19 +145,44 @@ class Shards:
         return height, width, label_height, label_width
 
     def image_label(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image (H, W, 3) and label (h, w), both uint8; sizes differ where the image was scaled."""
-        return (
-            decode_rgb(self._cell(index, "image")),
-            decode_ids(self._cell(index, "label")).astype(np.uint8, copy=False),
+        """Image (H, W, 3) and label (h, w), both uint8; sizes differ where the image was scaled.
+
+        Raises:
+            DataError: the row is not what was written; found when a process first reads it.
+        """
+        encoded = self._cell(index, "image")
+        if index in self._verified:
+            return decode_rgb(encoded), self._label(index)
+        if hashlib.sha256(encoded).hexdigest() != self._cell(index, "sha256"):
+            raise self._damaged(index, "image")
+        try:
+            label = self._label(index)
+        except ImageError as error:
+            raise self._damaged(index, "label") from error
+        if pixels_sha256(label) != self._cell(index, "label_sha256"):
+            raise self._damaged(index, "label")
+        self._verified.add(index)
+        return decode_rgb(encoded), label
+
+    def _label(self, index: int) -> NDArray[np.uint8]:
+        return decode_ids(self._cell(index, "label")).astype(np.uint8, copy=False)
+
+    def _damaged(self, index: int, what: str) -> DataError:
+        file = localize(self.files[bisect.bisect_right(self._ends, index)])
+        return DataError(
+            f"the {what} of {self.id(index)} in {file} is not what was written: its sha256 differs; "
+            f"remove {file.parent.parent}, and the same command makes the data set again"
         )
 
 
 def _open(file: File) -> pa.Table:
     """A file's columns, memory-mapped."""
     try:
-        return pa.ipc.open_file(pa.memory_map(str(localize(file)))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(localize(file)))).read_all()
+        table.validate(full=True)  # damaged offsets would point anywhere
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"a shard cannot be read: {error}; remove its data set's folder") from error
+    return table
 
 
 def fetch_ahead(*splits: Shards) -> threading.Thread | None:

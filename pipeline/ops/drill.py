@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from fcn.weights import NET
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import TrackingSpec
-from pipeline.errors import ClusterError, RecipeError
+from pipeline.errors import ClusterError, RecipeError, StoreError
 from pipeline.flow import plan
 from pipeline.ops.faults import FAULTS, NEED_A_CHECKPOINT, SURVIVED, RayUnderTest, Training
 from pipeline.stage_table import Step
@@ -94,7 +94,7 @@ class Drill:
         """Yield the results one by one: each training has every fault once, in random order."""
         chance = random.Random(seed)
         with self.store.flow_lock("drill"), TemporaryDirectory() as folder:
-            self.files.remove_folder("drill")
+            self._make_room()
             TrackingClient(TrackingSpec(), Path(folder))  # made once, copied for each training
             self.empty_database = Path(folder) / METRICS_DATABASE
             self.ray_under_test.start()
@@ -106,6 +106,14 @@ class Drill:
                 yield from self._disturbed(list(faults) * times, len(faults), chance)
             finally:
                 self.ray_under_test.stop()
+
+    def _make_room(self) -> None:
+        if self.files.names("drill") and not self.store.drill_marker().exists():
+            raise StoreError(
+                f"{self.store}/drill was made by no drill, and a drill would remove it; move it away"
+            )
+        self.files.remove_folder("drill")
+        self.store.drill_marker().set()
 
     def _disturbed(
         self, waiting: list[str], at_once: int, chance: random.Random

@@ -29,8 +29,8 @@ def plan_rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
             continue
         changed = [name for name in step.needs if name in fresh]
         why = f"{', '.join(changed)} runs" if changed else "no result with this fingerprint"
-        if step.is_phase and flow.begun(step):
-            why = "begun; goes on from its last checkpoint"
+        if step.is_phase and (begun := flow.begun(step)) is not None:
+            why = f"begun; goes on from checkpoint {begun}"
         needs = ""
         if step.is_phase:
             if num_train is None:  # once: to list the samples may take a while
@@ -134,6 +134,7 @@ def closing_lines(report: Report) -> Iterator[str]:
         yield f"pictures         {_short(scores.folder / 'predictions.png')}"
     if version := results.get("register"):
         yield f"model            {version.sentence()}"
+        yield f"champion now     {report.champion or 'not known: MLflow is away'}"
     if report.tracking:
         yield f"tracked in       mlflow ui --backend-store-uri {report.tracking}"
 

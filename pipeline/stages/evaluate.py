@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -13,7 +15,7 @@ from PIL import Image
 
 from fcn.inference import predict_at
 from fcn.metrics import Confusion, Scores
-from fcn.weights import load_net
+from fcn.nets import FCN
 from pipeline import cluster
 from pipeline.cluster import set_threads, task_options
 from pipeline.config.recipe import Recipe
@@ -22,22 +24,33 @@ from pipeline.data.sampler import share
 from pipeline.data.shards import Shards
 from pipeline.logs import progress_bar
 from pipeline.results import Evaluation
-from pipeline.storage.store import Store, StoredFile
+from pipeline.storage.store import File, Store, StoredFile
 from pipeline.tracking import plots
 from pipeline.training.distributed import DistContext
 from pipeline.training.evaluation import count_errors, require_all_seen
+from pipeline.training.model import load_stored_net
 
 TASKS_PER_WORKER = 2
 
 
-def run(recipe: Recipe, store: Store, key: str, net: StoredFile, shards: Shards) -> Evaluation:
+@dataclass(frozen=True)
+class Questions:
+    """The split that nets are scored on."""
+
+    shards: Shards
+    data_digest: str
+
+
+def run(
+    recipe: Recipe, store: Store, key: str, net: StoredFile, questions: Questions
+) -> Evaluation:
     """Count on all workers, draw a few predictions, publish.
 
     Raises:
         TrainingError: the images counted are not as many as the split has.
     """
     manifest: dict[str, object] = {}
-    table = recipe.data.class_table()
+    table, shards = recipe.data.class_table(), questions.shards
     with store.publish("scores", key, manifest) as draft:
         drawing = ray.remote(_drawn).options(**task_options(recipe.cluster))
         drawn = drawing.remote(recipe, net, shards)
@@ -52,12 +65,22 @@ def run(recipe: Recipe, store: Store, key: str, net: StoredFile, shards: Shards)
         for name, content in cluster.get(drawn).items():
             (draft / name).parent.mkdir(exist_ok=True)
             (draft / name).write_bytes(content)
-        result = _result(recipe, draft, len(shards), scores)
+        result = _result(recipe, draft, questions, scores, int(np.count_nonzero(counts.sum(1))))
         manifest |= result.model_dump(mode="json")
     return result
 
 
-def _count(recipe: Recipe, net: StoredFile, shards: Shards) -> Confusion:
+def score_net(recipe: Recipe, folder: Path, shards: Shards) -> float:
+    """The mean IU of a net that lies in a folder of this machine, whichever recipe it came from.
+
+    Raises:
+        WeightsError: it is not the net that was written there.
+    """
+    summary = _count(recipe, ray.put(load_stored_net(folder)), shards).scores().summary()
+    return summary["mean_iu"]
+
+
+def _count(recipe: Recipe, net: Any, shards: Shards) -> Confusion:  # noqa: ANN401 - a file, or Ray's reference to a net
     """Every image in exactly one task; integer counts, so their sum does not depend on the cut."""
     num_tasks = min(len(shards), TASKS_PER_WORKER * recipe.cluster.max_workers)
     task = ray.remote(count_rows).options(**task_options(recipe.cluster))
@@ -78,15 +101,14 @@ def _count(recipe: Recipe, net: StoredFile, shards: Shards) -> Confusion:
 
 
 def count_rows(
-    recipe: Recipe, net: StoredFile, shards: Shards, rows: range
+    recipe: Recipe, net: StoredFile | FCN, shards: Shards, rows: range
 ) -> tuple[torch.Tensor, int]:
     """Confusion counts of some rows of a split, and how many images they were."""
     set_threads(recipe.cluster.cpus_per_worker)
     device = torch.device("cuda" if recipe.cluster.use_gpu else "cpu")
     batches = eval_batches(shards, rows, recipe.finetune.micro_batch, 0)
-    confusion, seen = count_errors(
-        load_net(net.localize()).to(device), batches, DistContext(device=device)
-    )
+    loaded = net if isinstance(net, FCN) else load_stored_net(net)
+    confusion, seen = count_errors(loaded.to(device), batches, DistContext(device=device))
     return confusion.counts.cpu(), seen
 
 
@@ -94,18 +116,18 @@ def _drawn(recipe: Recipe, net: StoredFile, shards: Shards) -> dict[str, bytes]:
     """The pictures by name: the task may be on a machine that shares no disk with the driver."""
     with tempfile.TemporaryDirectory(prefix="fcn-drawn-") as scratch:
         folder = Path(scratch)
-        draw(recipe, net.localize(), shards, folder)
+        draw(recipe, net, shards, folder)
         files = (path for path in folder.rglob("*") if path.is_file())
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def draw(recipe: Recipe, net_folder: Path, shards: Shards, folder: Path) -> None:
+def draw(recipe: Recipe, net_file: File, shards: Shards, folder: Path) -> None:
     """Panels of a fixed handful of images, spread evenly over the split, and a sheet of them all."""
     number = min(recipe.evaluate.num_pictures, len(shards))
     if not number:
         return
     set_threads(recipe.cluster.cpus_per_worker)
-    net, table = load_net(net_folder), recipe.data.class_table()
+    net, table = load_stored_net(net_file), recipe.data.class_table()
     panels = []
     (folder / "panels").mkdir()
     for row in np.linspace(0, len(shards) - 1, number).astype(int).tolist():
@@ -121,13 +143,17 @@ def draw(recipe: Recipe, net_folder: Path, shards: Shards, folder: Path) -> None
     plots.contact_sheet(folder / "predictions.png", panels, table)
 
 
-def _result(recipe: Recipe, folder: Path, num_images: int, scores: Scores) -> Evaluation:
+def _result(
+    recipe: Recipe, folder: Path, questions: Questions, scores: Scores, classes_seen: int
+) -> Evaluation:
     names = recipe.data.class_table().names
     known = (None if np.isnan(iu) else iu for iu in scores.class_iu)
     return Evaluation(
         folder=folder,
         split=recipe.evaluate.split,
-        num_images=num_images,
+        num_images=len(questions.shards),
         class_iu=dict(zip(names, known, strict=True)),
+        data_digest=questions.data_digest,
+        classes_seen=classes_seen,
         **scores.summary(),
     )

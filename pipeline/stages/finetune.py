@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,16 +11,16 @@ from pathlib import Path
 from fcn.images import AS_STORED, InputRule
 from fcn.nets import FCN
 from fcn.weights import save_net
+from pipeline import signals
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec, Split, Stride
 from pipeline.data.shards import Shards
-from pipeline.errors import StoppedError
 from pipeline.results import TrainedNet
 from pipeline.storage.store import File, Store
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.model import blueprint, require_normalisable, require_receipt
 from pipeline.training.progress import LogRows, MetricsForwarder
-from pipeline.training.ray_train import TrainingTask, stop_on_sigterm, train
+from pipeline.training.ray_train import TrainingTask, train
 from pipeline.training.state import HISTORY, read_best, step_of
 
 
@@ -62,21 +63,23 @@ def run(
 
     Raises:
         WeightsError: the start has no receipt that matches it.
-        StoppedError: SIGTERM came; what was done is in a checkpoint.
+        StoppedError: a signal came; what was done is in a checkpoint.
         TrainingError, ClusterError, StoreError: as `ray_train.train` does.
     """
     require_normalisable(recipe, inputs.num_train)
     if inputs.receipt is not None:
         require_receipt(inputs.receipt)
     num_steps = inputs.steps(recipe)
-    forwarder = MetricsForwarder(f"FCN-{inputs.phase.stride}s", key, num_steps, log_rows)
-    with stop_on_sigterm(forwarder):
+    validations = math.ceil(inputs.phase.epochs / recipe.finetune.validate_every_epochs)
+    forwarder = MetricsForwarder(
+        f"FCN-{inputs.phase.stride}s", key, num_steps, log_rows, validations
+    )
+    with signals.deferred(forwarder.stop) as asked:
         checkpoints = Checkpoints.of_run(store, recipe.name, key)
         last = train(inputs.task(recipe), checkpoints, forwarder)
     if (done := step_of(last)) < num_steps:
-        raise StoppedError(
-            f"stopped after step {done} of {num_steps}, which is in a checkpoint; the same command "
-            "goes on"
+        raise asked.error(
+            f"after step {done} of {num_steps}, which is in a checkpoint; the same command goes on"
         )
     return publish(recipe, store, key, inputs.phase.stride, last, inputs.input)
 

@@ -31,7 +31,8 @@ from pipeline.data.sources import Rejected, Sample, Source, open_source
 from pipeline.errors import DataError
 from pipeline.logs import progress_bar
 from pipeline.results import Dataset
-from pipeline.storage.store import OBJECTS, StagedFile, Store
+from pipeline.storage.files import OBJECTS, StagedFile
+from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 

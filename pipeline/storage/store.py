@@ -15,24 +15,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StoreError
 from pipeline.storage.cache import Cache, cache_folder
 from pipeline.storage.disk import full_disk_explained
+from pipeline.storage.files import DRAFT, OBJECTS, Marker, StagedFile
 from pipeline.storage.locks import Lock, wait_for
 from pipeline.storage.object_store import FileDigest, ObjectStore
 
+log = logging.getLogger(__name__)
+
 MANIFEST, RECORD = "manifest.json", "result.json"
-UPLOAD, OBJECTS = "upload", "objects"
-"""Keys of a manifest: the folder of its files, and by the name of each file its sha256 and size."""
+UPLOAD = "upload"
+"""Key of a manifest: the folder of its files."""
 COMPUTED = "is being computed by %s; waiting for its result"
 
 
@@ -68,51 +71,6 @@ def localize(file: File) -> Path:
     return file if isinstance(file, Path) else file.localize()
 
 
-@dataclass
-class StagedFile:
-    """A file of a result that a task on any machine writes, before the result is published."""
-
-    files: ObjectStore
-    folder: str
-    name: str
-    digests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What the manifest must say of the file, under `OBJECTS`, once it is written."""
-
-    @contextmanager
-    def open(self) -> Iterator[Path]:
-        """A path to write to; after the block the file is where it belongs."""
-        target = f"{self.folder}/{self.name}"
-        if self.files.local is not None:  # all machines share the disk: written in its place
-            path = self.files.local / target
-            yield path
-            digest = self.files.put(path, target)
-        else:
-            with tempfile.TemporaryDirectory(prefix="fcn-staged-") as scratch:
-                path = Path(scratch) / self.name
-                yield path
-                digest = self.files.put(path, target)
-        self.digests[self.name] = digest._asdict()
-
-
-class Marker:
-    """An empty file that remembers that something was done, whichever machine did it."""
-
-    def __init__(self, files: ObjectStore, name: str) -> None:
-        self._files, self._name = files, name
-
-    def exists(self) -> bool:
-        """Whether it was done."""
-        return self._files.read(self._name) is not None
-
-    def set(self) -> None:
-        """Remember that it was done."""
-        self._files.write(self._name, b"")
-
-    def clear(self) -> None:
-        """Forget it: it is to be done again."""
-        self._files.remove(self._name)
-
-
 class Store:
     """`datasets/`, `weights/`, `nets/`, `scores/`, `models/` by fingerprint; `runs/` by name."""
 
@@ -139,6 +97,36 @@ class Store:
     def published(self, kind: str, key: str) -> dict[str, Any] | None:
         """The manifest of a result, None if there is none."""
         return self.read_json(f"{kind}/{key}/{MANIFEST}")
+
+    def whole(self, kind: str, key: str) -> dict[str, Any] | None:
+        """The manifest of a result whose files are all there; None if there is no such result."""
+        manifest = self.published(kind, key)
+        return None if manifest is None or self.damage(kind, key) else manifest
+
+    def damage(self, kind: str, key: str) -> list[str]:
+        """The files of a published result that are missing or of another size than was written.
+
+        Hashes are verified where a file is read anyway: here this would read the whole data set.
+        """
+        self._digests.pop(f"{kind}/{key}", None)
+        digests = self.digests(kind, key)
+        upload = f"{kind}/{key}/{self._digests[f'{kind}/{key}'][0]}"
+        sizes = {entry.name: entry.size_bytes for entry in self.files.entries(upload)}
+        return [name for name, known in digests.items() if sizes.get(name) != known.size_bytes]
+
+    def withdraw(self, kind: str, key: str) -> None:
+        """Let a result be none, so that it is made again; its lock must be held."""
+        self.files.remove(f"{kind}/{key}/{MANIFEST}")
+        self._digests.pop(f"{kind}/{key}", None)
+
+    def withdraw_damaged(self, kind: str, key: str) -> None:
+        """Let a result that is not whole be none; its lock must be held."""
+        if self.published(kind, key) is not None and (lost := self.damage(kind, key)):
+            log.warning(
+                "%s/%s is not whole: %s is missing or of another size; it is made again",
+                *(kind, key, ", ".join(lost[:3])),
+            )
+            self.withdraw(kind, key)
 
     def stored(self, kind: str, key: str, name: str | None = None) -> StoredFile:
         """A result or a file of one, for whatever machine uses it."""
@@ -173,8 +161,11 @@ class Store:
             manifest = self.published(kind, key)
             if manifest is None:
                 raise StoreError(f"{self} has no {path}; type the same command again to make it")
-            files = {name: FileDigest(**digest) for name, digest in manifest[OBJECTS].items()}
-            self._digests[path] = manifest[UPLOAD], files
+            try:
+                files = {name: FileDigest(**digest) for name, digest in manifest[OBJECTS].items()}
+                self._digests[path] = manifest[UPLOAD], files
+            except (KeyError, TypeError, AttributeError) as error:
+                raise self._unreadable(f"{path}/{MANIFEST}", error) from error
         return self._digests[path][1]
 
     def address(self, name: str) -> str:
@@ -197,16 +188,20 @@ class Store:
         """
         upload = f"{kind}/{key}/{uuid.uuid4().hex[:8]}"
         draft, published = self.cache / upload, False
+        mark = Marker(self.files, f"{upload}{DRAFT}")
         try:
             with full_disk_explained(self.cache, draft, f"{kind}/{key}"):
+                mark.set()
                 draft.mkdir(parents=True)
                 yield draft
                 published = self._complete(kind, key, draft, manifest)
         finally:
             if not published:
                 shutil.rmtree(draft, ignore_errors=True)
-                with suppress(StoreError):  # what is in the way of that was already said
+            with suppress(StoreError):  # what is in the way of that was already said
+                if not published:
                     self.files.remove_folder(upload)
+                mark.clear()
 
     def _complete(self, kind: str, key: str, draft: Path, manifest: dict[str, Any]) -> bool:
         """Upload what is not uploaded yet, then the manifest; False if there is one by now."""
@@ -259,10 +254,11 @@ class Store:
         lock = self.lock(key)
 
         def exists() -> bool:
-            return self.published(kind, key) is not None
+            return self.whole(kind, key) is not None
 
         if not exists() and wait_for(lock, f"{name} {COMPUTED}", exists):
             try:
+                self.withdraw_damaged(kind, key)
                 yield self.published(kind, key)
             finally:
                 lock.free()
@@ -326,6 +322,10 @@ class Store:
         """Set once MLflow has all that is to be logged of a phase or an evaluation."""
         return Marker(self.files, f"runs/{run}/{key}.tracked")
 
+    def drill_marker(self) -> Marker:
+        """Set when a drill began to work in the folder `drill`."""
+        return Marker(self.files, "drill/made-by-fcn-pipeline")
+
     def record(self, name: str) -> dict[str, Any] | None:
         """What is remembered of a run: `steps`, the keys of its flow by name, and `net`."""
         return self.read_json(f"runs/{name}/{RECORD}")
@@ -357,11 +357,14 @@ class Store:
         content = self.files.read(name)
         try:
             return None if content is None else dict(json.loads(content))
-        except ValueError as error:
-            raise StoreError(
-                f"{self}/{name} is not what was written: {error}; remove it, and the same command "
-                "makes it again"
-            ) from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self._unreadable(name, error) from error
+
+    def _unreadable(self, name: str, error: Exception) -> StoreError:
+        return StoreError(
+            f"{self}/{name} is not what was written: {error}; remove it, and the same command makes "
+            "it again"
+        )
 
     def write_json(self, name: str, facts: Mapping[str, Any]) -> None:
         """Write a small document, whole or not at all."""

@@ -31,6 +31,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import OutageError, TrackingError
 from pipeline.logs import configure_environment
+from pipeline.storage.cache import cache_folder
 from pipeline.tracking import owner
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ AWAY = (
     requests.exceptions.ChunkedEncodingError,
 )
 AWAY_CODES = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
-LASTING = ("readonly database", "unable to open", "no such table", "denied")
+DAMAGED = ("not a database", "malformed", "unable to open")
+LASTING = (*DAMAGED, "readonly database", "no such table", "denied")
 """Parts of a database's messages about faults that do not pass by themselves."""
 
 Row = tuple[int, dict[str, float]]
@@ -63,6 +65,8 @@ class TrackingClient:
     def __init__(self, spec: TrackingSpec, store: Path) -> None:
         configure_environment()
         self.uri = address(spec, store)
+        self.locks = (cache_folder(spec.uri) if spec.uri else store) / "locks"
+        """Locks of what this MLflow holds: those of a server are for the processes of this user here."""
         with speaking(self.uri):
             self._connect(spec, store)
         self._last: dict[str, dict[str, int]] = {}
@@ -74,10 +78,13 @@ class TrackingClient:
         store.mkdir(parents=True, exist_ok=True)
         if not spec.uri and not (store / "mlflow.db").exists():
             log.info("creating MLflow's database in %s", store)
-        mlflow.set_tracking_uri(self.uri)
-        self.client = MlflowClient(self.uri)
-        # Two processes that create one database at the same time would ruin it.
+        # Two processes that create one database at the same time would ruin it, and MLflow creates it
+        # when it is first spoken to: by the client's constructor, and again for its registry.
         with FileLock(store / "mlflow.lock"):
+            mlflow.set_tracking_uri(self.uri)
+            self.client = MlflowClient(self.uri)
+            if not spec.uri:
+                self.client.search_registered_models(max_results=1)
             found = self.client.get_experiment_by_name(spec.experiment)
             if found is None:
                 location = None if spec.uri else (store / "mlruns").as_uri()
@@ -251,6 +258,11 @@ def speaking(uri: str) -> Iterator[None]:
 def _remedy(error: BaseException) -> str:
     code = getattr(error, "error_code", None)
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if any(words in str(error) for words in DAMAGED):
+        return (
+            ". The database is damaged: move it away or restore a copy; without one the same command "
+            "makes a new one and logs and registers again what the store has"
+        )
     if code == "UNAUTHENTICATED":
         return (
             f" Set MLFLOW_TRACKING_USERNAME ({user or 'not set now'}) and MLFLOW_TRACKING_PASSWORD to "

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import mlflow
 import mlflow.pyfunc
+from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 import fcn
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import TrackingError
+from pipeline.storage.scratch import scratch_folder
+from pipeline.storage.store import fingerprint
 from pipeline.tracking.client import TrackingClient
 
 PYFUNC_MODEL = Path(__file__).with_name("pyfunc_model.py")
@@ -62,10 +65,32 @@ class ModelRegistry:
         return int(version.version)
 
     def version_with(self, name: str, tags: Mapping[str, str]) -> int | None:
-        """The newest version of a model that has all these tags."""
+        """The newest version of a model that has all these tags, and its weights."""
         versions = self.client.search_model_versions(f"name = '{name}'")
         fitting = [int(v.version) for v in versions if tags.items() <= v.tags.items()]
-        return max(fitting, default=None)
+        newest_first = sorted(fitting, reverse=True)
+        return next((version for version in newest_first if self.has_weights(name, version)), None)
+
+    def has(self, name: str, version: int, weights_sha256: str) -> bool:
+        """Whether a version is there, with these weights."""
+        try:
+            found = self.client.get_model_version(name, str(version))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        mine = found.tags.get("weights_sha256") == weights_sha256
+        return mine and self.has_weights(name, version)
+
+    def has_weights(self, name: str, version: int) -> bool:
+        """Whether the files of a version are where it says."""
+        folder = f"models:/{name}/{version}/artifacts/net"
+        try:
+            return bool(mlflow.artifacts.list_artifacts(folder))
+        except (MlflowException, OSError) as error:
+            if isinstance(error, OSError) or error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
 
     def champion(self, name: str) -> tuple[int, dict[str, str]] | None:
         """Version and tags of the champion, None if there is none."""
@@ -77,10 +102,29 @@ class ModelRegistry:
             raise
         return int(version.version), dict(version.tags)
 
-    def move_alias(self, name: str, version: int, evidence: str) -> None:
-        """Make a version the champion."""
-        self.client.set_model_version_tag(name, str(version), "gate", evidence)
-        self.client.set_registered_model_alias(name, CHAMPION, str(version))
+    def note_verdict(self, name: str, version: int, reason: str) -> None:
+        """Why a version became the champion or did not, on the version itself."""
+        self.client.set_model_version_tag(name, str(version), "gate", reason)
+
+    def champion_uri(self, name: str) -> str:
+        """The champion in words: its URI, or that there is none."""
+        champion = self.champion(name)
+        return f"models:/{name}/{champion[0]}" if champion else f"nobody: models:/{name} has none"
+
+    def move_alias(self, name: str, version: int, expected: int | None) -> bool:
+        """Make a version the champion, unless somebody else than the expected one holds the title now.
+
+        MLflow itself can only overwrite an alias. So whoever promotes holds a lock of that model, which
+        excludes all processes that share the folder of the locks.
+        """
+        lock = self.tracking.locks / f"model-{fingerprint(name)}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            champion = self.champion(name)
+            if (champion[0] if champion else None) != expected:
+                return False
+            self.client.set_registered_model_alias(name, CHAMPION, str(version))
+            return True
 
     def name_challenger(self, name: str, version: int) -> None:
         """Point the challenger's alias to a version; the champion stays."""
@@ -110,10 +154,13 @@ class ModelRegistry:
             TrackingError: there is no such model.
         """
         try:
-            return Path(mlflow.artifacts.download_artifacts(f"{model_uri}/artifacts/net"))
+            folder = scratch_folder("model")  # MLflow's own choice would stay for ever
+            uri = f"{model_uri}/artifacts/net"
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
         except (MlflowException, OSError) as error:
-            uri = self.tracking.uri
-            raise TrackingError(f"{model_uri} cannot be downloaded from {uri}: {error}") from error
+            raise TrackingError(
+                f"{model_uri} cannot be downloaded from {self.tracking.uri}: {error}"
+            ) from error
 
 
 def open_registry(spec: TrackingSpec, store: Path) -> ModelRegistry:

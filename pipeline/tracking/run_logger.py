@@ -18,7 +18,7 @@ from typing import Self
 from pipeline.config.recipe import Recipe
 from pipeline.errors import OutageError, StoppedError, TrackingError
 from pipeline.results import RECEIPT, Dataset, Evaluation, TrainedNet, Transplanted
-from pipeline.storage.store import Marker
+from pipeline.storage.files import Marker
 from pipeline.tracking import plots
 from pipeline.tracking.client import Row, TrackingClient, address, installed, speaking
 from pipeline.tracking.registry import ModelRegistry

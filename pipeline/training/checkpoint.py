@@ -34,15 +34,23 @@ from filelock import FileLock
 from fcn.nets import FCN
 from pipeline.errors import StoreError, SupersededError
 from pipeline.storage.cache import cache_folder
+from pipeline.storage.files import ATTEMPT_MARKER
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Store
-from pipeline.training.state import MANIFEST, TrainState, damage, load_state, save_state, step_in
+from pipeline.training.state import (
+    MANIFEST,
+    TrainState,
+    damage,
+    load_state,
+    save_state,
+    step_in,
+    step_of,
+)
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
 """The furthest checkpoint, and the one before in case the furthest turns out to be damaged."""
-MARKER = "attempt.json"
 ATTEMPT = re.compile(r"attempt-(\d{6,})-([0-9a-f]{8})")
 ControlAction = Literal["continue", "save", "stop"]
 
@@ -103,7 +111,9 @@ class Checkpoints:
         self.attempt = f"attempt-{number:06d}-{uuid.uuid4().hex[:8]}"
         began = datetime.now(UTC).isoformat(timespec="seconds")
         about = {"host": socket.gethostname(), "pid": os.getpid(), "began": began}
-        self.files.write(f"{self.prefix}/{self.attempt}/{MARKER}", json.dumps(about).encode())
+        self.files.write(
+            f"{self.prefix}/{self.attempt}/{ATTEMPT_MARKER}", json.dumps(about).encode()
+        )
         self.check()
 
     def check(self) -> None:
@@ -115,7 +125,7 @@ class Checkpoints:
         owner = max(self._attempts(), key=_order, default=None)
         if owner is None or self.attempt is None or _order(owner) <= _order(self.attempt):
             return
-        about = json.loads(self.files.read(f"{self.prefix}/{owner}/{MARKER}") or b"{}")
+        about = json.loads(self.files.read(f"{self.prefix}/{owner}/{ATTEMPT_MARKER}") or b"{}")
         raise SupersededError(
             f"{self.attempt} of {self} was taken over by {owner}, which process {about.get('pid')} on "
             f"{about.get('host')} began at {about.get('began')}; this attempt stops and writes no more "
@@ -132,6 +142,17 @@ class Checkpoints:
                 return self.path(found.name), complaints
             complaints.append(_complaint(found, wrong))
         return None, complaints
+
+    def furthest(self) -> int | None:
+        """The step of the checkpoint that a training would go on from; None if it would begin anew.
+
+        Those of a bucket are believed to be what their manifests say: nothing is downloaded.
+        """
+        if self.files.local is not None:
+            found, _ = self.newest()
+            return step_of(found) if found else None
+        steps = (found.step for found in self._furthest_first() if found.finished)
+        return next((step for step in steps if step < sys.maxsize), None)
 
     def localize(self, name: str) -> Path:
         """A checkpoint that another process has found to be sound, on this machine.

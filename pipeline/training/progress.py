@@ -20,6 +20,7 @@ from rich.progress import Progress, TaskID
 from pipeline.errors import ClusterError
 from pipeline.logs import CONSOLE, progress_bar
 from pipeline.training.gauges import EpochThroughput
+from pipeline.training.time_left import TimeLeft
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +127,11 @@ def start_metrics_actor(key: str) -> Any:  # noqa: ANN401 - Ray's handle of a Me
 class MetricsForwarder:
     """Carries rows to the screen and to `sink` (a RunLogger's), in a thread, until the block ends."""
 
-    def __init__(self, name: str, key: str, num_steps: int, sink: LogRows) -> None:
+    def __init__(
+        self, name: str, key: str, num_steps: int, sink: LogRows, num_validations: int = 0
+    ) -> None:
         self.name, self.num_steps, self.sink = name, num_steps, sink
+        self._left = TimeLeft(num_steps, num_validations)
         self.actor = start_metrics_actor(key)
         self._shown: dict[str, float] = {}
         self._done, self._stopping = threading.Event(), threading.Event()
@@ -165,7 +169,7 @@ class MetricsForwarder:
 
     def _carry(self) -> None:
         try:
-            with progress_bar() as progress:
+            with progress_bar(time_left=False) as progress:
                 bar = progress.add_task(self.name, total=self.num_steps, note="starting workers")
                 last = False
                 while not last:
@@ -191,9 +195,9 @@ class MetricsForwarder:
         for _, metrics in rows:
             self._shown |= metrics
         step, now = rows[-1][0], time.monotonic()
-        note = "  ".join(
-            text.format(self._shown[k]) for k, text in SHOWN.items() if k in self._shown
-        )
+        self._left.add(rows, now)
+        notes = [text.format(self._shown[k]) for k, text in SHOWN.items() if k in self._shown]
+        note = "  ".join([*notes, self._left.in_words()]).rstrip()
         progress.update(bar, completed=step, note=note)
         epoch = self._throughput.add(rows)
         if epoch and now - self._summed_up > LINE_EVERY_S:  # not every epoch if they are short
@@ -201,6 +205,4 @@ class MetricsForwarder:
             log.info("%s %s", self.name, epoch)
         if not CONSOLE.is_terminal and now - self._logged > LINE_EVERY_S:
             self._logged = now
-            left_min = (progress.tasks[0].time_remaining or 0) / 60
-            words = "%s step %d of %d  %s  %.0f min left"
-            log.info(words, self.name, step, self.num_steps, note, left_min)
+            log.info("%s step %d of %d  %s", self.name, step, self.num_steps, note)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -24,9 +22,15 @@ from ray.train.torch import TorchTrainer, get_device
 from torch.optim import Optimizer
 
 from fcn.nets import FCN
-from pipeline.cluster import run_config, scaling, set_threads
+from pipeline.cluster import (
+    cause_in_words,
+    run_config,
+    scaling,
+    set_threads,
+    start_timeout_in_words,
+)
 from pipeline.config.recipe import Recipe
-from pipeline.config.schema import PhaseSpec
+from pipeline.config.schema import ClusterSpec, PhaseSpec
 from pipeline.data.shards import Shards, fetch_ahead
 from pipeline.errors import (
     ClusterError,
@@ -36,6 +40,7 @@ from pipeline.errors import (
     TrainingError,
 )
 from pipeline.storage.disk import says_full
+from pipeline.storage.scratch import private_folder
 from pipeline.storage.store import File, fingerprint
 from pipeline.training.checkpoint import KEPT, Checkpoints, ControlAction
 from pipeline.training.distributed import DistContext
@@ -46,6 +51,8 @@ from pipeline.training.state import Row, TrainState, load_state, save_state, ste
 from pipeline.training.trainer import StepTiming, Trainer
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 POLL_EVERY_S = 5.0
 """How often a training asks Ray whether one of its nodes is about to be taken away."""
@@ -103,10 +110,9 @@ class RayCheckpointManager:
         self._heeded: Any = None
         """The notice of a node's end that the last checkpoint was written for."""
         # What a killed worker left half written on this machine takes room on its disk, no more.
-        scratch = Path(tempfile.gettempdir()) / f"fcn-checkpoint-{fingerprint(str(checkpoints))}"
+        self._scratch = private_folder() / f"checkpoint-{fingerprint(str(checkpoints))}"
         if rank == 0:
-            shutil.rmtree(scratch, ignore_errors=True)
-        self._scratch = scratch / (checkpoints.attempt or "")
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def restore(self, net: FCN, optimizer: Optimizer) -> TrainState:
         """Go on from the newest sound checkpoint; rank 0 looks for it, so that all take the same."""
@@ -128,11 +134,8 @@ class RayCheckpointManager:
             raise SupersededError(superseded)
         checkpoint = None
         if self.rank == 0:
-            # Wait for the one before: two at once would take twice the room.
-            ray.train.get_all_reported_checkpoints(
-                consistency_mode=CheckpointConsistencyMode.COMMITTED
-            )
-            folder = self._scratch / str(state.step)
+            self._wait_for_upload()  # two at once would take twice the room
+            folder = self._scratch / (self.checkpoints.attempt or "") / str(state.step)
             folder.mkdir(parents=True)
             save_state(folder, net, optimizer, state)
             checkpoint = Checkpoint.from_directory(folder)
@@ -141,6 +144,15 @@ class RayCheckpointManager:
             checkpoint=checkpoint,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         )
+
+    def close(self) -> None:
+        """When the training has ended: let Ray carry away what it still has to, and leave nothing."""
+        if self.rank == 0:
+            self._wait_for_upload()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _wait_for_upload(self) -> None:
+        ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
 
     def log_rows(self, rows: list[Row]) -> None:
         """Send metrics, from rank 0; the answer is looked at when it has come."""
@@ -190,7 +202,9 @@ def train_worker(config: dict[str, Any]) -> int | PipelineError:
     fetch_ahead(task.train, task.val)
     gauges = WorkerGauges(recipe.name, f"finetune-{task.phase.stride}s", context)
     try:
-        return task.trainer(context, manager.log_rows, gauges.show).run(manager).step
+        done = task.trainer(context, manager.log_rows, gauges.show).run(manager).step
+        manager.close()
+        return done
     except (TrainingError, SupersededError) as error:
         # Raised by all workers at the same step, and again if Ray tried again: so it is no failure to
         # Ray, which would start the workers once more.
@@ -221,7 +235,7 @@ def train(task: TrainingTask, checkpoints: Checkpoints, forwarder: MetricsForwar
         run_config=run_config(task.recipe.cluster, folder, KEPT, filesystem),
     )
     with forwarder:
-        done = _fit(trainer, checkpoints).return_value
+        done = _fit(trainer, checkpoints, task.recipe.cluster).return_value
     if isinstance(done, PipelineError):
         raise done
     checkpoints.check()
@@ -234,9 +248,23 @@ def train(task: TrainingTask, checkpoints: Checkpoints, forwarder: MetricsForwar
     return last
 
 
-def _fit(trainer: TorchTrainer, checkpoints: Checkpoints) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
+def _in_thread(call: Callable[[], T]) -> T:
+    """In the main thread Ray Train would take Ctrl-C for itself, and keep it."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    return outcome.result()
+
+
+def _fit(trainer: TorchTrainer, checkpoints: Checkpoints, spec: ClusterSpec) -> Any:  # noqa: ANN401 - its types are those of the first Ray Train
     try:
-        return trainer.fit()
+        return _in_thread(trainer.fit)
     except ray.train.WorkerGroupError as error:
         ours = [e for e in error.worker_failures.values() if isinstance(e, PipelineError)]
         if ours:
@@ -247,28 +275,14 @@ def _fit(trainer: TorchTrainer, checkpoints: Checkpoints) -> Any:  # noqa: ANN40
                 "(`fcn-pipeline gc` shows what nothing refers to) and type the same command again: it "
                 "goes on from the last checkpoint"
             ) from error
-        raise ClusterError(f"the workers failed too often: {error}") from error
-    except ray.train.TrainingFailedError as error:
-        raise ClusterError(f"Ray could not train: {error}") from error
-    except ray.exceptions.RayActorError as error:
+        causes = sorted({cause_in_words(each) for each in error.worker_failures.values()})
         raise ClusterError(
-            f"Ray Train's controller was lost: {error}; the same command goes on from its checkpoint"
+            f"the workers failed too often (cluster.max_failures={spec.max_failures}): {causes[0]}"
         ) from error
-
-
-@contextmanager
-def stop_on_sigterm(forwarder: MetricsForwarder) -> Iterator[None]:
-    """Save and stop at SIGTERM, which machines to be taken away get; a second one does not wait."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, before)
-        forwarder.stop()
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except ray.train.ControllerError as error:
+        if "WorkerGroupStartupTimeoutError" in type(error.controller_failure).__name__:
+            raise ClusterError(start_timeout_in_words(spec)) from error
+        why = cause_in_words(error.controller_failure)
+        raise ClusterError(f"Ray could not train: {why}") from error
+    except ray.exceptions.RayActorError as error:
+        raise ClusterError(f"Ray Train's controller was lost: {cause_in_words(error)}") from error

@@ -1,13 +1,26 @@
 """One rule says what fits on the nodes of a Ray: for a run, a search, `plan` and preflight alike."""
 
 import logging
+import os
 import socket
+import stat
+import time
+from pathlib import Path
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster import connect, require_fit, trials_that_fit, workers_that_fit
+from pipeline.cluster import (
+    cause_in_words,
+    connect,
+    floods_kept,
+    protect_token,
+    require_fit,
+    trials_that_fit,
+    workers_that_fit,
+)
 from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError
 
@@ -136,6 +149,92 @@ def test_an_address_where_nobody_listens_is_refused_in_seconds() -> None:
         connect(ClusterSpec(address=address))
 
 
+@pytest.mark.timeout(60)
+def test_what_listens_but_is_no_ray_is_refused_in_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(ClusterError, match=rf"no Ray at {address}: .*gave no answer"):
+            connect(ClusterSpec(address=address))
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("address", ["nonsense", "auto"])
+def test_an_address_that_leads_nowhere_is_refused_in_seconds(
+    address, monkeypatch, tmp_path
+) -> None:
+    """`auto` is what a Ray wrote down: here one that was killed, so that nobody took it away."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        stale = f"127.0.0.1:{free.getsockname()[1]}"
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(stale)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match=f"no Ray at {address}: .*RAY_ADDRESS"):
+        connect(ClusterSpec())
+    assert time.monotonic() - began < 10
+
+
+def test_rays_token_is_for_this_user_alone(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path, before = tmp_path / ".ray" / "auth_token", os.umask(0)
+    try:
+        protect_token()
+    finally:
+        os.umask(before)
+    token = path.read_text()
+    assert len(token) >= 32
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)  # as Ray itself makes it
+    protect_token()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() == token
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_a_token_that_the_user_names_is_left_alone(monkeypatch, tmp_path, name) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(name, "x")
+    protect_token()
+    assert not list(tmp_path.iterdir())
+
+
+def raised(error: Exception, folder: Path) -> str:
+    with pytest.raises(ClusterError) as caught, floods_kept(folder):
+        raise error
+    return str(caught.value)
+
+
+def test_what_ray_says_at_length_is_in_a_file_and_said_in_two_lines(tmp_path) -> None:
+    flood = "\n".join(["Task was killed due to the node running low on memory.", *["stack"] * 120])
+    said = raised(ray.exceptions.OutOfMemoryError(flood), tmp_path / "errors")
+    first, second = said.splitlines()
+    for words in ("low on memory", "finetune.micro_batch", "the same command goes on"):
+        assert words in first
+    kept = Path(second.removeprefix("All that Ray said is in "))
+    assert kept.parent == tmp_path / "errors"
+    assert kept.read_text().count("stack") == 120
+
+
+def test_an_error_of_ours_that_came_from_ray_keeps_its_words(tmp_path) -> None:
+    error = ClusterError("the workers failed too often")
+    error.__cause__ = ray.exceptions.WorkerCrashedError()
+    said = raised(error, tmp_path)
+    assert said.startswith("the workers failed too often\nAll that Ray said is in")
+    alone = ClusterError("no Ray there")
+    assert raised(alone, tmp_path) == "no Ray there"
+
+
+def test_an_error_of_a_task_says_what_was_raised_there_and_nothing_of_its_stack() -> None:
+    error = ray.exceptions.RayTaskError(
+        "f", "Traceback\n  line 1\nValueError: 3 is odd", ValueError()
+    )
+    assert cause_in_words(error).startswith("ValueError: 3 is odd; the same command")
+
+
 def test_an_elastic_run_starts_with_its_least_number() -> None:
     require_fit(ClusterSpec(num_workers=(2, 16)), [{"CPU": 1.0}, {"CPU": 1.0}])
 
@@ -152,7 +251,6 @@ def test_where_the_cluster_adds_nodes_run_and_search_wait_and_say_so(caplog) -> 
 @pytest.mark.ray
 def test_shares_of_gpus_fit_as_ray_itself_gives_them_out() -> None:
     """Ray starts exactly so many actors of 0.4 of a GPU; it counts GPUs that are not there."""
-    import ray
 
     class Holder:
         def ready(self) -> bool:

@@ -1,6 +1,7 @@
 """What is written is what is read, by any Arrow reader, and no file is opened before it is needed."""
 
 import pickle
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -49,6 +50,44 @@ def test_a_shard_is_a_plain_arrow_file_that_says_what_it_is(cut) -> None:
     assert meta[b"schema_version"] == str(SCHEMA_VERSION).encode()
     assert meta[b"split"] == b"train"
     assert b"triangle" in meta[b"classes"]
+
+
+def rewritten(rows, path, **changes) -> Shards:
+    """The rows as a file, the first of them changed as a fault of a disk would, hashes as they were."""
+    first = replace(rows[0], **changes)
+    write_shard(path, [first, *rows[1:]], "train", tiny().data.class_table())
+    return Shards([path])
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_row_that_is_not_what_was_written_is_never_trained_on(cut, tmp_path, column) -> None:
+    rows = cut[0]
+    content = bytearray(getattr(rows[0], column))
+    content[len(content) // 2] ^= 1
+    shards = rewritten(rows, tmp_path / "x.arrow", **{column: bytes(content)})
+    shards.image_label(1)
+    with pytest.raises(DataError) as caught:
+        shards.image_label(0)
+    for word in (column, rows[0].id, "sha256", "remove"):
+        assert word in str(caught.value)
+
+
+def test_a_label_of_other_classes_is_found_though_it_can_be_read(cut, tmp_path) -> None:
+    rows = cut[0]
+    shards = rewritten(rows, tmp_path / "x.arrow", label=rows[1].label)
+    with pytest.raises(DataError, match="the label of"):
+        shards.image_label(0)
+
+
+def test_a_row_is_hashed_once_in_a_process(cut, monkeypatch) -> None:
+    shards, hashed = Shards(cut[1]), []
+    real = shards_module.pixels_sha256
+    monkeypatch.setattr(
+        shards_module, "pixels_sha256", lambda label: hashed.append(1) or real(label)
+    )
+    first, again = shards.image_label(3), shards.image_label(3)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert len(hashed) == 1
 
 
 def test_the_images_are_those_of_the_source_untouched(cut) -> None:

@@ -49,7 +49,7 @@ def found_in(ray: Head, secret: str) -> list[str]:
 
 def test_a_job_is_followed_left_alone_stopped_and_goes_on_as_documented(cluster, recorded) -> None:
     assert shape(recorded) == shape(documented()), recorded
-    step = re.search(r"stopped after step (\d+) of 30", recorded)
+    step = re.search(r"stopped by SIGTERM after step (\d+) of 30", recorded)
     assert step
     assert 0 < int(step[1]) < 30
     mlflow = TrackingClient(TrackingSpec(), cluster.store)

@@ -33,6 +33,7 @@ def garbage(store: Store) -> list[Garbage]:
 
 def checkpoint(store: Store, run: str, key: str) -> str:
     name = f"runs/{run}/{key}/attempt-1/checkpoint_1"
+    store.files.write(f"runs/{run}/{key}/attempt-1/attempt.json", b"{}")
     store.files.write(f"{name}/net", bytes(100))
     return name
 
@@ -128,6 +129,8 @@ def test_an_unfinished_upload_goes_once_nobody_can_be_at_it(store, monkeypatch) 
     steps = put_flow(store, "a")
     store.files.write(f"nets/{steps['finetune-8s']}/0123/half", b"x")
     store.files.write("datasets/cut/0123/half", b"x")
+    for name in ("nets/an/0123", "datasets/cut/0123"):
+        store.files.write(f"{name}.draft", b"")
     unfinished = ["datasets/cut/0123", "nets/an/0123"]
     if not store.is_local:  # another machine may be at it, whose locks are not seen here
         assert garbage(store) == []
@@ -138,8 +141,48 @@ def test_an_unfinished_upload_goes_once_nobody_can_be_at_it(store, monkeypatch) 
     assert results(store) == {"ad", "aw", "an", "as"}
 
 
+def test_a_process_that_is_killed_leaves_its_draft_marked(store) -> None:
+    with store.publish("nets", "a", {}) as draft:
+        (draft / "net").write_bytes(b"x")
+        assert f"nets/a/{draft.name}.draft" in store.files.names()
+    assert not [name for name in store.files.names() if name.endswith(".draft")]
+    assert store.whole("nets", "a")
+
+
+def test_what_no_flow_made_is_named_and_left(store) -> None:
+    """In a folder that is shared with other tools, whose folders may have the same names."""
+    put_flow(store, "a")
+    put(store, "nets", "old", ())
+    checkpoint(store, "a", "gone")
+    foreign = [
+        "datasets/imagenet/0123/n01440764.tar",  # another tool's data, by chance as deep as ours
+        "nets/notes.txt",
+        "nets/old/notes.txt",
+        "nets/an/why.txt",
+        "runs/detect/train/weights.pt",
+        "runs/a/gone/notes.txt",
+        "drill/bits.csv",
+    ]
+    for name in foreign:
+        store.files.write(name, b"mine")
+    done = gc(store, "--yes")
+    assert done.exit_code == 0, done.output
+    said = re.sub(r"\s+", " ", done.output)
+    for name in (
+        *("datasets/imagenet", "nets/notes.txt", "nets/old/notes.txt", "nets/an/why.txt"),
+        *("runs/detect", "runs/a/gone/notes.txt", "drill"),
+    ):
+        assert re.search(rf"left alone.*{name}(,|$| )", said), name
+    assert set(foreign) <= set(store.files.names())
+    assert "old" not in results(store)
+    assert not [name for name in store.files.names() if "checkpoint_1" in name]
+    assert gc(store, "--yes").exit_code == 0
+    assert set(foreign) <= set(store.files.names())
+
+
 def test_what_a_drill_left_goes_but_not_under_its_feet(store) -> None:
     store.files.write("drill/0-worker-0/runs/x", b"x")
+    store.drill_marker().set()
     with store.flow_lock("drill"):
         assert "flow-drill is held by" in gc(store, "--yes").output
     assert "a drill that is over" in gc(store, "--yes").output

@@ -57,6 +57,35 @@ def test_a_file_of_a_result_is_found_where_it_is_used(store, elsewhere) -> None:
         elsewhere.stored("nets", "b").localize()
 
 
+@pytest.mark.parametrize("how", ["gone", "cut", "empty"])
+def test_a_result_that_lost_a_file_is_none_and_is_made_again(store, how, caplog) -> None:
+    publish(store)
+    upload = store.published("nets", "a")["upload"]
+    name = f"nets/a/{upload}/net.safetensors"
+    if how == "gone":
+        store.files.remove(name)
+    else:
+        store.files.write(name, b"" if how == "empty" else b"weight")
+    assert store.damage("nets", "a") == ["net.safetensors"]
+    assert store.whole("nets", "a") is None
+    with store.compute_once("nets", "a", "finetune") as manifest:
+        assert manifest is None
+        publish(store)
+    assert "net.safetensors is missing or of another size; it is made again" in caplog.text
+    assert store.whole("nets", "a")["steps"] == 3
+    with store.compute_once("nets", "a", "finetune") as manifest:
+        assert manifest is not None
+
+
+@pytest.mark.parametrize("content", ["null", "[1]", "{}", '{"upload": 1}', "[" * 100_000, "{"])
+def test_a_manifest_that_is_none_says_which_file_to_remove(store, content) -> None:
+    store.files.write("nets/a/manifest.json", content.encode())
+    with pytest.raises(
+        StoreError, match=r"nets/a/manifest.json is not what was written.*remove it"
+    ):
+        store.whole("nets", "a")
+
+
 def test_an_error_publishes_nothing_and_leaves_nothing(store) -> None:
     def fail() -> None:
         with store.publish("nets", "a", {}) as draft:

@@ -101,6 +101,35 @@ def test_runs_of_a_killed_process_are_ended_and_gone_on_with(tracker) -> None:
     assert status(tracker, parent) == "RUNNING"
 
 
+FIRST_CONTACT = """
+import sys
+from pathlib import Path
+from pipeline.config.schema import TrackingSpec
+from pipeline.tracking.registry import open_registry
+registry = open_registry(TrackingSpec(), Path(sys.argv[1]))
+run = registry.tracking.open_run("flow", sys.argv[2])
+registry.client.create_registered_model("model-" + sys.argv[2])
+registry.tracking.close_run(run, "FINISHED")
+"""
+
+
+def test_eight_processes_that_meet_on_a_fresh_store_all_work(tmp_path) -> None:
+    several = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_CONTACT, str(tmp_path), str(number)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(8)
+    ]
+    errors = [process.communicate(timeout=500)[1] for process in several]
+    assert [process.returncode for process in several] == [0] * 8, errors
+    tracker = TrackingClient(TrackingSpec(), tmp_path)
+    runs = tracker.client.search_runs([tracker.experiment])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 8
+    assert len(tracker.client.search_registered_models()) == 8
+
+
 def status(tracker, run: str) -> str:
     return tracker.client.get_run(run).info.status
 

@@ -12,8 +12,8 @@ import requests
 
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import TrackingError
+from pipeline.storage.files import Marker
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.store import Marker
 from pipeline.tracking import run_logger
 from pipeline.tracking.client import TrackingClient
 from pipeline.tracking.run_logger import FlowLogger

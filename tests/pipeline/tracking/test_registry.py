@@ -44,7 +44,9 @@ def test_aliases_move_each_by_itself_with_the_evidence_on_the_version(registry, 
     assert registry.champion("demo") is None
     registry.name_challenger("demo", version)
     assert registry.champion("demo") is None
-    registry.move_alias("demo", version, "better")
+    assert registry.move_alias("demo", version, expected=None)
+    registry.note_verdict("demo", version, "better")
+    assert not registry.move_alias("demo", version, expected=None)
     number, tags = registry.champion("demo")
     assert (number, tags["gate"], tags["mean_iu"]) == (version, "better", "0.5")
     for name in ("@champion", "@challenger", "/1"):

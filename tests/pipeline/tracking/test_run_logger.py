@@ -10,8 +10,8 @@ import pytest
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import OutageError, TrackingError
 from pipeline.flow import Flow
+from pipeline.storage.files import Marker
 from pipeline.storage.object_store import ObjectStore
-from pipeline.storage.store import Marker
 from pipeline.tracking import run_logger
 from pipeline.tracking.client import TrackingClient
 from pipeline.tracking.run_logger import FlowLogger, status_after

@@ -11,9 +11,10 @@ import torch
 
 from fcn.nets import FCN, Blueprint
 from pipeline.errors import StoreError, SupersededError
+from pipeline.storage.files import ATTEMPT_MARKER
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import MARKER, Checkpoints, LocalCheckpointManager
+from pipeline.training.checkpoint import Checkpoints, LocalCheckpointManager
 from pipeline.training.state import MANIFEST, BestNet, TrainState, damage, save_state, step_of
 
 FIRST, SECOND = "attempt-000001-aaaaaaaa", "attempt-000002-bbbbbbbb"
@@ -54,7 +55,9 @@ def put(files: ObjectStore, state: Path, name: str) -> None:
 def begun(files, states) -> Checkpoints:
     """Three checkpoints of two attempts, named as Ray names them: by time."""
     for attempt in (FIRST, SECOND):
-        files.write(f"runs/demo/k/{attempt}/{MARKER}", b'{"host": "h", "pid": 1, "began": "now"}')
+        files.write(
+            f"runs/demo/k/{attempt}/{ATTEMPT_MARKER}", b'{"host": "h", "pid": 1, "began": "now"}'
+        )
     put(files, states[8], f"{FIRST}/checkpoint_2026-08")
     put(files, states[12], f"{FIRST}/checkpoint_2026-12")
     put(files, states[4], f"{SECOND}/checkpoint_2026-13")
@@ -232,7 +235,9 @@ def test_attempts_that_begin_in_the_same_moment_have_one_owner(files) -> None:
     low, high = Checkpoints(files, "k"), Checkpoints(files, "k")
     low.attempt, high.attempt = "attempt-000001-0000000a", "attempt-000001-0000000b"
     for each in (low, high):
-        files.write(f"k/{each.attempt}/{MARKER}", json.dumps({"host": "there", "pid": 7}).encode())
+        files.write(
+            f"k/{each.attempt}/{ATTEMPT_MARKER}", json.dumps({"host": "there", "pid": 7}).encode()
+        )
     high.check()
     with pytest.raises(SupersededError, match="process 7 on there"):
         low.check()

@@ -5,12 +5,14 @@ import signal
 
 import pytest
 
+from pipeline import cluster
 from pipeline.config.schema import PhaseSpec
-from pipeline.errors import SupersededError
+from pipeline.errors import ClusterError, SupersededError
+from pipeline.signals import STOPS, deferred
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.progress import MetricsForwarder
-from pipeline.training.ray_train import TrainingTask, stop_on_sigterm, train
+from pipeline.training.ray_train import TrainingTask, train
 from pipeline.training.state import HISTORY, History, step_of
 from tests.conftest import tiny
 
@@ -64,17 +66,52 @@ def test_an_attempt_that_is_taken_over_stops_and_ray_does_not_try_it_again(
     assert losses == list(range(1, reached + 3))
 
 
-def test_sigterm_stops_a_training_after_a_checkpoint(local_ray, tiny_shards, tmp_path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_a_training_after_a_checkpoint_and_ray_keeps_no_handler(
+    local_ray, tiny_shards, tmp_path, number
+) -> None:
     begun: list[int] = []
 
     def log_rows(rows) -> None:
         if rows and not begun:
             begun.append(rows[0][0])
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
-    forwarder = MetricsForwarder("test", "sigterm", STEPS, log_rows)
-    with stop_on_sigterm(forwarder):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    before = [signal.getsignal(each) for each in STOPS]
+    forwarder = MetricsForwarder("test", f"signal-{number}", STEPS, log_rows)
+    with deferred(forwarder.stop) as asked:
         last = train(task(tiny_shards), Checkpoints.in_folder(tmp_path), forwarder)
     assert 1 <= step_of(last) < STEPS
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert asked.by == number
+    assert [signal.getsignal(each) for each in STOPS] == before
+
+
+def test_workers_for_which_nothing_comes_free_are_an_error_with_the_arithmetic(
+    local_ray, tiny_shards, tmp_path, monkeypatch
+) -> None:
+    """Two workers fit on this Ray's two CPUs, but somebody has one of them."""
+    import ray
+
+    monkeypatch.setenv(cluster.START, "2")
+    monkeypatch.setattr(cluster, "BUSY_S", cluster.START_S)
+
+    class Holder:
+        def ready(self) -> bool:
+            return True
+
+    holder = ray.remote(Holder).options(num_cpus=1).remote()
+    assert ray.get(holder.ready.remote())
+    forwarder = MetricsForwarder("test", "busy", STEPS, id)
+    try:
+        with pytest.raises(ClusterError) as caught:
+            train(task(tiny_shards), Checkpoints.in_folder(tmp_path / "c"), forwarder)
+    finally:
+        ray.kill(holder)
+    for words in (
+        "within 2 s",
+        "needs 2 of 1 CPU",
+        "2 workers of 1 CPU fit",
+        "1 CPU of it is free",
+    ):
+        assert words in str(caught.value)
