@@ -35,6 +35,14 @@ class Verbs(click.Group):
             click.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
             ctx.exit({RecipeError: 2, StoppedError: 143}.get(type(error), 1))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse credentials in any argument before one of them is printed."""
+        from pipeline.config.uris import REMEDY, has_credentials
+
+        if found := [number for number, text in enumerate(args, 1) if has_credentials(text)]:
+            raise click.UsageError(f"argument {found[0]} holds credentials: {REMEDY}", ctx)
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, with one for each stage of the flow."""
         return sorted({*super().list_commands(ctx), *_stage_names()})
@@ -214,24 +222,36 @@ def show(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.option(
     *("-o", "--output"),
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to write the label maps to.",
+    help="Folder to write the label maps to; not the one of the images.",
 )
 @store_option
 @click.option(
     "--tracking-uri", default=None, help="Address of MLflow. Without it, the store's own database."
 )
 def predict(
-    model: str, images: tuple[Path, ...], output: Path, store: str, tracking_uri: str | None
+    model: str, images: tuple[Path, ...], output: str, store: str, tracking_uri: str | None
 ) -> None:
     """Label IMAGES with MODEL: models:/NAME@champion, run:NAME, or a net's folder.
 
-    Writes NAME.png, whose pixels are class ids in colours, and NAME.overlay.png for each image.
+    IMAGES are files, folders of images, or patterns such as 'photos/*.jpg'. Writes NAME.png, whose
+    pixels are class ids in colours, and NAME.overlay.png for each image. Those that cannot be labelled
+    are listed at the end, and the exit code is 1 then. Uses a GPU where there is one.
     """
     from pipeline.ops.predict import predict_files
 
-    for path in predict_files(model, images, output, store, tracking_uri):
-        click.echo(path)
+    if not output.strip():
+        raise click.BadParameter("it is empty; name a folder", param_hint="-o")
+    failed, number = [], 0
+    for done in predict_files(model, images, Path(output), store, tracking_uri):
+        number += 1
+        if done.failure:
+            failed.append(f"{click.format_filename(done.image)}: {done.failure}")
+        else:
+            click.echo(click.format_filename(done.label))
+    if failed:
+        failed.append(f"{len(failed)} of {number} images were not labelled")
+        click.echo("\n".join(failed), err=True)
+        click.get_current_context().exit(1)
 
 
 @main.command()

@@ -63,7 +63,7 @@ def require_legal_classes(table: ClassTable) -> None:
     for name, colour in zip(table.names, table.colours, strict=True):
         if len(name) > MAX_NAME or not name.strip("."):
             raise ValueError(
-                f"class name {name[:40]!r} has {len(name)} characters; write 1 to {MAX_NAME}, not only dots"
+                f"class {name[:40]!r} of {len(name)} characters; write 1 to {MAX_NAME}, not dots alone"
             )
         if not all(0 <= channel <= 255 for channel in colour):
             raise ValueError(
@@ -78,5 +78,5 @@ def require_legal_classes(table: ClassTable) -> None:
 
 
 def metric_name(class_name: str) -> str:
-    """A class's name as the last part of a metric's key: MLflow takes letters, digits, `_ - .` and blanks."""
+    """A class's name as a part of a metric's key, with `_` for signs that MLflow does not take."""
     return re.sub(r"[^\w.\- ]", "_", class_name)

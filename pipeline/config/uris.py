@@ -36,14 +36,10 @@ def keys_with_credentials(tree: Any, path: str = "") -> Iterator[str]:  # noqa: 
     """The dotted paths of all texts in plain values that hold credentials."""
     if isinstance(tree, str) and has_credentials(tree):
         yield path
-    inner = (
-        tree.items()
-        if isinstance(tree, dict)
-        else enumerate(tree)
-        if isinstance(tree, list)
-        else ()
-    )
-    for key, value in inner:
+    inner = dict(enumerate(tree)) if isinstance(tree, list) else tree
+    if not isinstance(inner, dict):
+        return
+    for key, value in inner.items():
         if has_credentials(str(key)):
             yield f"a key of {path or 'the recipe'}"
         else:
