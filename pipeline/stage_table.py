@@ -7,7 +7,7 @@ Stages are imported when they run: whoever only looks at the table needs no torc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -62,11 +62,12 @@ def _ingest_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
 
     data = recipe.plain()["data"]
     science = {k: v for k, v in data.items() if k not in ("root", "max_quarantined_frac")}
+    science["classes"] = [each["colour"] for each in data["classes"]]  # a name decides no weight
     return [science, open_source(recipe).state()]
 
 
 def _net_reads(recipe: Recipe) -> object:
-    return [recipe.plain()["net"], recipe.data.class_table().names, recipe.seed]
+    return [recipe.plain()["net"], len(recipe.data.class_table()), recipe.seed]
 
 
 def _transplant_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
@@ -80,7 +81,9 @@ def _transplant_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
         state = open_registry(recipe.tracking, store.cache).resolve(weights)
     else:
         state = source_state(recipe, store)
-    return [_net_reads(recipe), recipe.plain()["transplant"], phase.stride, state]
+    # Of a whole net the scores are taken, too, where its classes have the same names.
+    names = recipe.data.class_table().names if weights.startswith(("run:", "models:/")) else ()
+    return [_net_reads(recipe), recipe.plain()["transplant"], phase.stride, state, names]
 
 
 def _finetune_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
@@ -90,7 +93,7 @@ def _finetune_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
 
 
 def _evaluate_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
-    return recipe.plain()["evaluate"]
+    return [recipe.plain()["evaluate"], asdict(recipe.data.class_table())]
 
 
 def _register_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
@@ -154,9 +157,12 @@ def _run_register(flow: Flow, step: Step) -> None:
 
     assert flow.logger is not None
     scores, net = flow.result(step.needs[0]), flow.result(step.needs[1])
-    name = flow.recipe.register_as.model or flow.recipe.name
-    with flow.logger.registering() as (registry, run_id):
-        done = register.run(registry, run_id, name, net.folder, scores)
+    name, table = flow.recipe.model_name, flow.recipe.data.class_table()
+    with (
+        flow.logger.registering() as (registry, run_id),
+        register.renamed(net.folder, table) as folder,
+    ):
+        done = register.run(registry, run_id, name, folder, scores)
     with flow.store.publish(step.stage.folder, step.key, done.model_dump(mode="json")):
         pass
     flow.logger.note(scores, done.sentence())

@@ -161,8 +161,8 @@ def _load(model: str, store: Store, tracking_uri: str | None) -> tuple[FCN, Clas
         raise WeightsError(f"{model}: {error}") from error
     if len(table) != net.blueprint.num_classes:
         raise WeightsError(
-            f"{model}: {ABOUT} names {len(table)} classes, the net has {net.blueprint.num_classes}; copy "
-            "the whole folder again"
+            f"{model}: {ABOUT} names {len(table)} classes, the net has {net.blueprint.num_classes}; "
+            "copy the whole folder again"
         )
     return net.to("cuda" if torch.cuda.is_available() else "cpu"), table
 
