@@ -148,15 +148,25 @@ def _stage_verb(name: str) -> click.Command | None:
     help="Name of an environment variable that the job is to have. May be given several times.",
 )
 @click.option("--no-wait", is_flag=True, help="Print how to follow and stop the job, and return.")
-def submit(recipe: str, overrides: tuple[str, ...], no_wait: bool, **target: Any) -> None:  # noqa: ANN401 - click's
+@click.option("--dry-run", is_flag=True, help="List what would be sent, and send nothing.")
+def submit(
+    recipe: str,
+    overrides: tuple[str, ...],
+    no_wait: bool,
+    dry_run: bool,
+    **target: Any,  # noqa: ANN401 - click's
+) -> None:
     """Run the flow as a job on a Ray cluster, with the working directory's code, and print its log.
 
     Exits with the flow's exit code. Ctrl-C leaves the job running. Data, stores, environments and
     secrets are not taken along; see docs/cluster.md.
     """
-    from pipeline.ops.submit import Target, submit
+    from pipeline.ops.submit import Target, dry_run_lines, submit
 
     target["folder"] = Path(target.pop("working_dir"))
+    if dry_run:
+        click.echo("\n".join(dry_run_lines(recipe, overrides, Target(**target))))
+        return
     job = submit(recipe, overrides, Target(**target))
     click.echo(f"submitted {job.name} to {job.address}", err=True)
     if no_wait:
