@@ -230,7 +230,7 @@ class ClusterSpec(Spec):
     def _number_or_bounds(cls, number: object) -> object:
         bounds = number if isinstance(number, list | tuple) else (number, number)
         if [type(n) for n in bounds] != [int, int] or not 0 < bounds[0] <= bounds[1]:
-            raise ValueError(f"num_workers={number} is neither a number above 0 nor [min, max]")
+            raise ValueError(f"num_workers={number!r} is neither a number above 0 nor [min, max]")
         return number
 
     @model_validator(mode="after")

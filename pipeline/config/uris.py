@@ -12,24 +12,25 @@ REMEDY = (
     "example MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_ACCOUNT_KEY) or by the machine's role"
 )
-USER = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#\s]*)@", re.IGNORECASE)
+USER = re.compile(r"([a-z][a-z0-9+.-]{0,30})://([^/?#\s]*)@", re.IGNORECASE)
 NAMES_ALONE = ("abfs", "abfss", "gs", "gcs", "hdfs", "ssh")
 """Schemes that have a name before the @ which is no secret, such as a container."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql", "oracle")
 PARAMETER = re.compile(
-    r"[?&;]([^=&;\s]*(?:key|secret|token|passw|pwd|credential|signature|\bsig)[^=&;\s]*)=[^&;\s]",
+    r"[?&;][^=&;\s]{0,40}(?:key|secret|token|passw|pwd|credential|signature|\bsig)[^=&;\s]{0,40}=[^&;\s]",
     re.IGNORECASE,
 )
 
 
 def has_credentials(text: str) -> bool:
     """Whether a text holds a URI with a password, a lone user or a secret parameter."""
-    plain = unquote(text)
+    if "://" not in (plain := unquote(text)):
+        return False
+    name_alone = (*NAMES_ALONE, *DATABASES)
     for scheme, user in USER.findall(plain):
-        name_alone = (*NAMES_ALONE, *DATABASES)
         if ":" in user or scheme.lower().partition("+")[0] not in name_alone:
             return True
-    return "://" in plain and PARAMETER.search(plain) is not None
+    return PARAMETER.search(plain) is not None
 
 
 def keys_with_credentials(tree: Any, path: str = "") -> Iterator[str]:  # noqa: ANN401 - plain values
