@@ -98,7 +98,9 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - yaml's signature
         if getattr(self.peek_event(), "tag", None) is not None:
-            raise ValueError("a value has a tag (!...); write it plainly, or in quotes if it is a text")
+            raise ValueError(
+                "a value has a tag (!...); write it plainly, or in quotes if it is a text"
+            )
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - yaml's signature
