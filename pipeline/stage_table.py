@@ -76,9 +76,9 @@ def _transplant_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
 
     weights = require_section(recipe).weights
     if weights.startswith("models:/"):
-        from pipeline.tracking.registry import open_registry
+        from pipeline.tracking.registry import existing_registry
 
-        state = open_registry(recipe.tracking, store.cache).resolve(weights)
+        state = existing_registry(recipe.tracking, store.cache).resolve(weights)
     else:
         state = source_state(recipe, store)
     # Of a whole net the scores are taken, too, where its classes have the same names.

@@ -13,6 +13,7 @@ MAX_NAME, MAX_TEXT = 100, 4096
 """Characters of a name, with which files, metrics and locks are named; and of any other text."""
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, halves of characters, and line ends."""
+MODEL_URI = re.compile(r"models:/[^/@\s]+(@[\w-]+|/[1-9]\d{0,8})")
 NOT_IN_MODEL = "/:.%\"'@?#\\"
 """MLflow refuses some of these in a model's name; the others would end the name in its address."""
 
@@ -52,6 +53,16 @@ def require_model_name(name: str) -> None:
             f"the model would be registered as {name}, which holds {found[0]}; set register.model to a "
             f"name without {' '.join(NOT_IN_MODEL)}"
         )
+
+
+def require_model_uri(text: str) -> None:
+    """Refuse what names no version of a registered model.
+
+    Raises:
+        ValueError: how it is written.
+    """
+    if not MODEL_URI.fullmatch(text):
+        raise ValueError(f"{text} names no version; write models:/NAME@champion or models:/NAME/3")
 
 
 def require_legal_classes(table: ClassTable) -> None:

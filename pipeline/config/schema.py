@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.legal import MAX_NAME, require_plain
+from pipeline.config.legal import MAX_NAME, require_model_uri, require_plain
 
 MAX_NUMBER = 10**9
 MAX_PX = 2**14
@@ -74,6 +74,13 @@ class TransplantSpec(Spec):
     names: dict[str, str] | None = None
     """Names in a file of weights to the classifier's names, one pair for each tensor of the classifier;
     needed where the file has other names and equally shaped layers, so that no rule can match them."""
+
+    @field_validator("weights")
+    @classmethod
+    def _names_a_version(cls, weights: str) -> str:
+        if weights.startswith("models:"):
+            require_model_uri(weights)
+        return weights
 
 
 class OptimizerSpec(Spec):

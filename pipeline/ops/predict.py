@@ -17,8 +17,9 @@ from fcn.inference import predict
 from fcn.labels import ClassTable
 from fcn.nets import FCN
 from fcn.weights import ABOUT, class_table, load_net, read_about
+from pipeline.config.legal import require_model_uri
 from pipeline.config.schema import TrackingSpec
-from pipeline.errors import DataError, StoreError, TrackingError, WeightsError
+from pipeline.errors import DataError, StoreError, WeightsError
 from pipeline.storage.store import Store
 from pipeline.tracking import plots
 from pipeline.training.pretrained import run_net
@@ -169,14 +170,14 @@ def _load(model: str, store: Store, tracking_uri: str | None) -> tuple[FCN, Clas
 
 def _net_folder(model: str, store: Store, tracking_uri: str | None) -> Path:
     if model.startswith("models:/"):
-        if tracking_uri is None and not (store.cache / "mlflow.db").is_file():
-            raise TrackingError(
-                f"{model}: {store} has no mlflow.db; name the store with --store, or MLflow with "
-                "--tracking-uri"
-            )
-        from pipeline.tracking.registry import open_registry  # noqa: PLC0415 - slow to import
+        from pipeline.tracking.registry import existing_registry  # noqa: PLC0415 - slow to import
 
-        return open_registry(TrackingSpec(uri=tracking_uri), store.cache).download_net(model)
+        try:
+            require_model_uri(model)
+        except ValueError as error:
+            raise WeightsError(str(error)) from error
+        registry = existing_registry(TrackingSpec(uri=tracking_uri), store.cache)
+        return registry.download_net(model)
     if model.startswith("run:"):
         return run_net(store, model.removeprefix("run:"))
     folder = Path(model)

@@ -45,8 +45,9 @@ class Entry(NamedTuple):
 
 def not_usable(folder: Path | str, error: OSError) -> StoreError:
     """What the system says of a folder that should be a store, with a remedy."""
+    words = os.strerror(error.errno) if error.errno else error
     return StoreError(
-        f"{folder} cannot be used as a store: {error.strerror or error}; set store=... to a "
+        f"{folder} cannot be used as a store: {words}; set store=... to a "
         "folder that you may write, or that can be made"
     )
 
