@@ -234,7 +234,8 @@ def _fields_at(path: Sequence[str]) -> list[str]:
     model: Any = Recipe
     for part in path:
         fields = {(f.alias or name): f.annotation for name, f in model.model_fields.items()}
-        model = next((t for t in _models_in(fields.get(part))), None)
+        if part in fields:  # else the position in a list, or the name of a split
+            model = next(iter(_models_in(fields[part])), None)
         if model is None:
             return []
     return [f.alias or name for name, f in model.model_fields.items()]
