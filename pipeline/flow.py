@@ -106,11 +106,6 @@ class Flow:
             self.store.set_inputs(step.key, step.stage.name, inputs)
         return steps
 
-    @property
-    def model(self) -> str:
-        """The name under which its net is registered."""
-        return self.recipe.register_as.model or self.recipe.name
-
     def run(self, until: str = "register") -> Report:
         """Run all steps up to a stage; those whose result is there are not run again.
 
@@ -143,7 +138,9 @@ class Flow:
             else:
                 self._run_logged(wanted, complete=complete)
         if "register" in self.report.results:
-            self.report.champion = self._ask(lambda registry: registry.champion_uri(self.model))
+            self.report.champion = self._ask(
+                lambda registry: registry.champion_uri(self.recipe.model_name)
+            )
         return self.report
 
     def prepare(self, logger: RunLogger) -> Report:
@@ -268,7 +265,7 @@ class Flow:
             if lost:
                 log.warning(
                     "models:/%s/%s is not in MLflow any more; it is registered again",
-                    *(self.model, done["version"]),
+                    *(self.recipe.model_name, done["version"]),
                 )
                 self.store.withdraw(register.stage.folder, register.key)
         if lost:
@@ -283,7 +280,9 @@ class Flow:
     def _is_in(self, registry: ModelRegistry, done: dict[str, Any]) -> bool:
         net = self.steps[self.steps["register"].needs[-1]]
         weights = self.store.digests(net.stage.folder, net.key).get(NET)
-        return weights is not None and registry.has(self.model, done["version"], weights.sha256)
+        return weights is not None and registry.has(
+            self.recipe.model_name, done["version"], weights.sha256
+        )
 
     def _ask(self, question: Callable[[ModelRegistry], T]) -> T | None:
         """The registry's answer; None, and a line that says so, while MLflow is away."""
@@ -295,7 +294,9 @@ class Flow:
             with speaking(registry.tracking.uri):
                 return question(registry)
         except OutageError as outage:
-            log.warning("%s; what it has of models:/%s is not known now", outage, self.model)
+            log.warning(
+                "%s; what it has of models:/%s is not known now", outage, self.recipe.model_name
+            )
             return None
 
     def _begin_transplant(self) -> None:

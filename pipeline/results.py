@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fcn.images import InputRule
+from pipeline.config.legal import metric_name
 from pipeline.config.schema import Split
 from pipeline.errors import DataError
 
@@ -110,7 +111,8 @@ class Evaluation(BaseModel):
         """All scores by name, for tracking; classes without an IU are left out."""
         names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
         found = {f"{self.split}/{name}": getattr(self, name) for name in names}
-        classes = {f"{self.split}/iu/{k}": v for k, v in self.class_iu.items() if v is not None}
+        known = {k: v for k, v in self.class_iu.items() if v is not None}
+        classes = {f"{self.split}/iu/{metric_name(k)}": v for k, v in known.items()}
         return found | classes | {f"{self.split}/num_images": float(self.num_images)}
 
 
