@@ -177,11 +177,10 @@ def test_a_renamed_class_makes_another_version_with_the_new_name(tmp_path) -> No
     save_net(tmp_path / "net", FCN(Blueprint("resnet18", 2, 32)), classes=asdict(old))
     registry = open_registry(TrackingSpec(), tmp_path / "mlflow")
     run_id = registry.tracking.open_run("flow", "key")
-    scores = scored(0.5, ("sky", "street"))
     versions = []
     for table in (old, old, new):
         with renamed(tmp_path / "net", table) as folder:
-            versions.append(enter(registry, run_id, "demo", folder, scores))
+            versions.append(enter(registry, run_id, "demo", folder, scored(0.5, table.names)))
     assert versions == [1, 1, 2]
     registered = registry.download_net("models:/demo/2")
     assert class_table(read_about(registered)) == new
