@@ -121,19 +121,7 @@ class CocoSource:
         path = self.root / spec.labels
         file = parse_file(FILE, path, "COCO file with images, annotations and categories")
         names: dict[Id | None, str] = {c.id: c.name for c in file.categories}
-        by_image: dict[Id, list[_Annotation]] = {image.id: [] for image in file.images}
-        if len(by_image) < len(file.images) or len(names) < len(file.categories):
-            raise DataError(f"{path} gives an id to two images or two categories; number them anew")
-        orphans = 0
-        while file.annotations:
-            annotation = file.annotations.pop()
-            _require_categories(annotation, names, path)
-            if (mine := by_image.get(annotation.image_id)) is None:
-                orphans += 1
-            else:
-                mine.append(annotation)
-        if orphans:
-            log.warning("%s: %d annotations are of images that it does not list", path, orphans)
+        by_image = _by_image(file, names, path)
         panoptic = any(a.segments_info is not None for mine in by_image.values() for a in mine)
         for image in file.images:
             file_name = image.file_name.replace("\\", "/")
@@ -193,6 +181,26 @@ class CocoSource:
             contents |= {labels, *labels.with_suffix("").glob("*.png")}
             contents |= {self.root / spec.list} if spec.list else set()
         return files_state(self.root, images, contents)
+
+
+def _by_image(
+    file: _File, names: Mapping[Id | None, str], path: Path
+) -> dict[Id, list[_Annotation]]:
+    """The annotations of each image, the last of the file first; the file keeps none of them."""
+    by_image: dict[Id, list[_Annotation]] = {image.id: [] for image in file.images}
+    if len(by_image) < len(file.images) or len(names) < len(file.categories):
+        raise DataError(f"{path} gives an id to two images or two categories; number them anew")
+    orphans = 0
+    while file.annotations:
+        annotation = file.annotations.pop()
+        _require_categories(annotation, names, path)
+        if (mine := by_image.get(annotation.image_id)) is None:
+            orphans += 1
+        else:
+            mine.append(annotation)
+    if orphans:
+        log.warning("%s: %d annotations are of images that it does not list", path, orphans)
+    return by_image
 
 
 def _require_categories(

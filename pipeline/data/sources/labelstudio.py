@@ -238,7 +238,8 @@ def _brush_mask(rle: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Pixels (H, W) of a brush.
 
     A stream of bits: count of values (32), bits of a value less 1 (5), four widths of a run's length
-    less 1 (4 each); then runs: whether one value is repeated (1), which width (2), length less 1, values.
+    less 1 (4 each); then runs: whether one value is repeated (1), which width (2), length less 1,
+    values.
     """
     bits = np.unpackbits(np.array(rle, np.uint8)).astype(np.int64)
     position = 0
