@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,9 +98,12 @@ def _num_rows(path: Path, label: str) -> int:
     try:
         with pq.ParquetFile(path) as file:
             _columns(file.schema_arrow, label, str(path))
-            return file.metadata.num_rows
+            rows = file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}; fetch it again") from error
+    if rows != (there := _group_starts(str(path), _changed(path))[-1]):
+        raise DataError(f"{path} says that it has {rows} rows, and has {there}; fetch it again")
+    return rows
 
 
 def _columns(schema: pa.Schema, label: str, path: str) -> list[str]:
@@ -112,27 +117,31 @@ def _columns(schema: pa.Schema, label: str, path: str) -> list[str]:
     return [images[0], label]
 
 
+def _changed(path: str | Path) -> int:
+    """When a file was written; another file of that name is read anew."""
+    return Path(path).stat().st_mtime_ns
+
+
 @lru_cache(maxsize=1)
-def _row_group(path: str, group: int, label: str) -> pa.Table:
+def _row_group(path: str, _changed: int, group: int, label: str) -> pa.Table:
     """Two columns of a part of a file; samples that follow each other are in the same."""
     with pq.ParquetFile(path) as file:
         return file.read_row_group(group, columns=_columns(file.schema_arrow, label, path))
 
 
 @lru_cache(maxsize=64)
-def _group_starts(path: str) -> tuple[int, ...]:
+def _group_starts(path: str, _changed: int) -> tuple[int, ...]:
     """The first row of each row group, and the number of rows."""
     metadata = pq.read_metadata(path)
-    starts = [0]
-    for group in range(metadata.num_row_groups):
-        starts.append(starts[-1] + metadata.row_group(group).num_rows)
-    return tuple(starts)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return tuple(accumulate(sizes, initial=0))
 
 
 def _rows_around(path: str, row: int, label: str) -> tuple[pa.Table, int]:
     """The row group that holds a row, and the number of its first row."""
-    starts = _group_starts(path)
-    if not 0 <= row < starts[-1]:
+    changed = _changed(path)
+    starts = _group_starts(path, changed)
+    if row >= starts[-1]:
         raise ImageError("unreadable file", f"{path} has {starts[-1]} rows, and no row {row}")
-    group = max(i for i, start in enumerate(starts) if start <= row)
-    return _row_group(path, group, label), starts[group]
+    group = bisect_right(starts, row) - 1
+    return _row_group(path, changed, group, label), starts[group]
