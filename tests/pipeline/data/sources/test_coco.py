@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fcn.images import AS_STORED
 from fcn.labels import VOID
+from pipeline.data.check import Rules, check_samples
 from pipeline.data.sources import open_source
 from pipeline.data.sources.coco import _counts
 from pipeline.errors import DataError
@@ -87,6 +89,16 @@ def test_outlines_are_drawn_the_smaller_on_top_and_overlaps_counted(write) -> No
     found = drawn(source, sample)
     np.testing.assert_array_equal(found.ids, label((2, DOG), (1, CAT)))
     assert found.overlap_px == 4 * 9
+
+
+def test_the_ingests_check_takes_drawn_labels_and_notes_the_overlap(write) -> None:
+    source = write([annotation(17, [flat(CAT)]), annotation(18, [flat(DOG)])])
+    train = [s for s in source.samples()[0] if s.split == "train"]
+    (facts, rejected), rows = check_samples(source, train, Rules(AS_STORED, source.rule))
+    assert rejected == []
+    assert facts[0].notes == {"overlap_px": 36}
+    assert facts[0].class_px == np.bincount(label((2, DOG), (1, CAT)).ravel()).tolist()
+    assert rows[0].id == "a"
 
 
 @pytest.mark.parametrize("text", [False, True])

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from fcn.images import ImageError, decode_ids
+from fcn.labels import VOID
+from pipeline.config.recipe import load_recipe
+from pipeline.data.sources import open_source
 from pipeline.data.sources.matlab import mat_to_npy
+from tests.pipeline.data.sources.made import photo
 
 IDS = np.arange(12).reshape(3, 4)
 
@@ -81,3 +85,44 @@ def test_a_file_that_was_cut_short_raises_nothing_else(length) -> None:
     except ImageError:
         return
     np.testing.assert_array_equal(ids, IDS)
+
+
+SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "label", "lists", "classes"),
+    [
+        (
+            "nyud",
+            "data/images/img_{}.png",
+            "segmentation/img_{}.mat",
+            {"train.txt": ["5003"], "val.txt": ["5004"], "test.txt": ["5001"]},
+            40,
+        ),
+        (
+            "siftflow",
+            f"Images/{SCENES}/{{}}.jpg",
+            f"SemanticLabels/{SCENES}/{{}}.mat",
+            {"trainval.txt": ["coast_a1", "coast_b2"], "test.txt": ["street_c3"]},
+            33,
+        ),
+    ],
+)
+def test_the_recipes_over_matlabs_files_read_them(
+    tmp_path, name, image, label, lists, classes
+) -> None:
+    for file, names in lists.items():
+        (tmp_path / file).write_text("\n".join(names) + "\n")
+        for stem in names:
+            photo(tmp_path / image.format(stem))
+            path = tmp_path / label.format(stem)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(mat(S=np.arange(classes + 1).reshape(1, -1).repeat(2, 0)))
+    recipe = load_recipe(name, [f"data.root={tmp_path}"])
+    source, rule = open_source(recipe), recipe.data.label_rule()
+    samples, broken = source.samples()
+    assert broken == []
+    assert {s.id for s in samples} == {stem for names in lists.values() for stem in names}
+    ids, _ = rule.decode(source.read(samples[0])[1])
+    assert ids[0].tolist() == [VOID, *range(classes)]
