@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,11 +17,12 @@ from pipeline.data.sources.folder import listed_names
 from pipeline.errors import DataError
 
 Model = TypeVar("Model")
+Lean = Callable[[dict[str, Any]], object]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def parse_file(model: TypeAdapter[Model], path: Path, what: str) -> Model:
-    """The JSON file of a whole split.
+def parse_file(model: TypeAdapter[Model], path: Path, what: str, lean: Lean | None = None) -> Model:
+    """The JSON file of a whole split; `lean` makes each object smaller as soon as it is read.
 
     Raises:
         DataError: it cannot be read, or is not `what` it should be.
@@ -28,11 +30,18 @@ def parse_file(model: TypeAdapter[Model], path: Path, what: str) -> Model:
     if not path.is_file():
         raise DataError(f"{path} is no file; data.splits should name the {what}")
     try:
-        return _parse(model, path.read_bytes())
+        encoded = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
+        return (
+            _parse(model, encoded)
+            if lean is None
+            else model.validate_python(json.loads(encoded, object_hook=lean))
+        )
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
         raise DataError(f"{path} is no {what}: {_first(error)}; export it again") from None
+    except (ValueError, RecursionError) as error:  # no JSON, or of objects without end
+        raise DataError(f"{path} is no {what}: {error}; export it again") from None
 
 
 def parse_label(model: TypeAdapter[Model], encoded: bytes, what: str) -> Model:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, FiniteFloat, NonNegativeInt, TypeAdapter
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt, TypeAdapter
 
 from fcn.images import ImageError, decode_colours
 from fcn.labels import VOID, LabelRule
@@ -26,8 +26,6 @@ from pipeline.errors import DataError
 log = logging.getLogger(__name__)
 
 Id = int | str
-Json = Annotated[str, BeforeValidator(json.dumps)]
-"""What is kept as text until its sample is read: as objects it would take ten times the memory."""
 
 
 @dataclass(slots=True)
@@ -55,7 +53,8 @@ class _Segment:
 class _Annotation:
     image_id: Id
     category_id: Id | None = None
-    segmentation: Json = "null"
+    segmentation: str = "null"
+    """JSON, until its sample is read: as objects it would take many times the memory."""
     iscrowd: bool = False
     file_name: str | None = None
     segments_info: list[_Segment] | None = None
@@ -87,6 +86,7 @@ class _Label(BaseModel):
     segments: list[tuple[int, str, bool]] = []
 
 
+ANNOTATION_KEYS = [field.name for field in fields(_Annotation)]
 FILE, LABEL = TypeAdapter(_File), TypeAdapter(_Label)
 
 
@@ -119,7 +119,7 @@ class CocoSource:
 
     def _entries(self, split: Split, spec: SplitSpec) -> Iterator[Sample | Rejected]:
         path = self.root / spec.labels
-        file = parse_file(FILE, path, "COCO file with images, annotations and categories")
+        file = parse_file(FILE, path, "COCO file with images, annotations and categories", _lean)
         names: dict[Id | None, str] = {c.id: c.name for c in file.categories}
         by_image = _by_image(file, names, path)
         panoptic = any(a.segments_info is not None for mine in by_image.values() for a in mine)
@@ -181,6 +181,16 @@ class CocoSource:
             contents |= {labels, *labels.with_suffix("").glob("*.png")}
             contents |= {self.root / spec.list} if spec.list else set()
         return files_state(self.root, images, contents)
+
+
+def _lean(read: dict[str, Any]) -> dict[str, Any]:
+    """An object of the file without what is not asked for, its outline as text."""
+    if "image_id" not in read:
+        return read
+    kept = {key: read[key] for key in ANNOTATION_KEYS if key in read}
+    if "segmentation" in kept:
+        kept["segmentation"] = json.dumps(kept["segmentation"])
+    return kept
 
 
 def _by_image(

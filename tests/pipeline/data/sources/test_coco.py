@@ -170,7 +170,7 @@ def test_an_image_that_is_missing_twice_there_or_of_another_size(write, images, 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"images": None}, "images: Input should be a valid array"),
+        ({"images": None}, "images: Input should be a valid list"),
         ({"images": [{"id": 1}]}, "images.0.file_name: Field required"),
         ({"images": []}, "names no image"),
         ({"images": [image(1, "a.jpg"), image(1, "b.jpg")]}, "an id to two images"),
