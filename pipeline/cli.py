@@ -270,6 +270,20 @@ def predict(
 
 
 @main.command()
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def download(name: str, folder: Path) -> None:
+    """Fetch a public data set into FOLDER and print what to run next.
+
+    NAME: voc2007, voc2011, voc2012, sbd or pets. Files are proved by their checksums; a transfer that
+    ended early goes on where it ended. What the data sets may be used for is said by their owners.
+    """
+    from pipeline.ops.download import download
+
+    click.echo(download(name, folder))
+
+
+@main.command()
 @recipe_arguments
 @click.option(
     "--faults",

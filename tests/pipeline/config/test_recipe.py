@@ -95,7 +95,7 @@ def test_impossible_recipes_name_the_rule_and_the_remedy(overrides, words) -> No
 
 
 def test_unknown_recipes_are_answered_with_those_there_are() -> None:
-    assert "recipes are camvid, demo" in complaint(name="quickstart")
+    assert "recipes are camvid, cityscapes, demo" in complaint(name="quickstart")
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00"])
