@@ -144,10 +144,11 @@ class Shards:
 
     def image_label(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Image (H, W, 3) and label (h, w), both uint8; sizes differ where the image was scaled."""
-        return (
-            decode_rgb(self._cell(index, "image")),
-            decode_ids(self._cell(index, "label")).astype(np.uint8, copy=False),
-        )
+        return decode_rgb(self._cell(index, "image")), self.label(index)
+
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """Class ids (h, w) uint8 of the label map alone, void = 255."""
+        return decode_ids(self._cell(index, "label")).astype(np.uint8, copy=False)
 
 
 def _open(file: File) -> pa.Table:
