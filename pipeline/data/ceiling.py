@@ -26,7 +26,7 @@ def stride_ceilings(
     for label in labels:
         valid = label != VOID
         for stride, total in counts.items():
-            pairs = num_classes * label[valid].astype(np.int64) + coarse(label, stride)[valid]
+            pairs = num_classes * label[valid].astype(np.intp) + coarse(label, stride)[valid]
             total += np.bincount(pairs, minlength=num_classes**2).reshape(total.shape)
     return {stride: _mean_iu(total) for stride, total in counts.items()}
 
@@ -40,11 +40,12 @@ def coarse(label: NDArray[np.uint8], stride: int) -> NDArray[np.uint8]:
     )
     best = np.zeros(padded.shape, np.float32)
     found = np.zeros(padded.shape, np.uint8)
-    for k in np.unique(label[label != VOID]):
-        share = (padded == k).reshape(rows, stride, columns, stride).mean((1, 3), dtype=np.float32)
+    for k in np.flatnonzero(np.bincount(label.ravel(), minlength=VOID)[:VOID]):
+        there = (padded == k).astype(np.float32)
+        share = cv2.resize(there, (columns, rows), interpolation=cv2.INTER_AREA)
         fine = cv2.resize(share, padded.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        nearer = fine > best
-        found[nearer], best[nearer] = k, fine[nearer]
+        np.copyto(found, np.uint8(k), where=fine > best)
+        np.maximum(best, fine, out=best)
     return found[:height, :width]
 
 

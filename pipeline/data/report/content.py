@@ -21,7 +21,7 @@ from pipeline.storage.store import StagedFile
 
 MOST_SHOWN, MOST_PAIRS, MOST_REJECTED = 12, 6, 12
 """Pictures on the page, so that it costs the same for any data set."""
-MOST_LABELS = 24
+MOST_LABELS = 12
 """Labels that the bounds of mean IU are computed on."""
 CANDIDATES = 1000
 """Samples of a split among which those that are shown are chosen."""

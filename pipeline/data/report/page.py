@@ -27,6 +27,7 @@ h1 { margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
 th { text-align: left; font-weight: 600; } .n { text-align: right; white-space: nowrap; }
 th, td { padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #e4e7eb; vertical-align: baseline; }
+td:first-child { white-space: nowrap; }
 .grid { display: grid; gap: .9rem;
   grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); }
 .small { grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
@@ -163,8 +164,8 @@ def _pairs(content: Content, rows: Rows) -> Iterator[str]:
         return
     yield "<h2>Nearly the same in two splits</h2>"
     yield (
-        f"<p class=note>{content.num_pairs:,} evaluated images differ from one of train in at most "
-        f"{NEAR_BITS} of the 64 bits of their perceptual hashes; the nearest are shown. Whether they "
+        f"<p class=note>Evaluated images ({content.num_pairs:,}) that differ from one of train in at "
+        f"most {NEAR_BITS} of the 64 bits of their perceptual hashes, the nearest first. Whether they "
         "are copies, neighbours in a video, or only alike is for you to see.</p><div class=grid>"
     )
     for one, other, bits in content.pairs:
