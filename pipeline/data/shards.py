@@ -115,7 +115,7 @@ class Shards:
 
     def _table(self, shard: int) -> pa.Table:
         if shard not in self._tables:
-            self._tables[shard] = _open(self.files[shard])
+            self._tables[shard] = open_shard(self.files[shard])
         return self._tables[shard]
 
     @cached_property
@@ -151,8 +151,12 @@ class Shards:
         return decode_ids(self._cell(index, "label")).astype(np.uint8, copy=False)
 
 
-def _open(file: File) -> pa.Table:
-    """A file's columns, memory-mapped."""
+def open_shard(file: File) -> pa.Table:
+    """A file's columns, memory-mapped.
+
+    Raises:
+        DataError: it is damaged.
+    """
     try:
         return pa.ipc.open_file(pa.memory_map(str(localize(file)))).read_all()
     except (OSError, pa.ArrowInvalid) as error:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcn.images import ImageError, InputRule, decode_rgb
+from fcn.images import AS_STORED, ImageError, InputRule, decode_rgb
 from fcn.labels import VOID, ClassTable, overlay
 from pipeline.data.report.content import Place
 from pipeline.data.shards import Shards
@@ -78,10 +78,12 @@ class Rows:
 
 def rejected_picture(row: Rejected, rule: InputRule) -> bytes | None:
     """The image of a rejected sample; None if it is no file or cannot be decoded."""
-    try:
-        return _jpeg(_thumbnail(decode_rgb(read_file(row.path), rule), SMALL_PX))
-    except (ImageError, OSError):
-        return None
+    for way in (rule, AS_STORED):  # what the rule refuses may be an image nevertheless
+        try:
+            return _jpeg(_thumbnail(decode_rgb(read_file(row.path), way), SMALL_PX))
+        except (ImageError, OSError):
+            continue
+    return None
 
 
 def _thumbnail(image: Pixels, side_px: int) -> Pixels:
