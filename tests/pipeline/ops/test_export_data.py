@@ -145,7 +145,7 @@ def test_what_fails_leaves_nothing_behind(data, tmp_path, monkeypatch) -> None:
 @ray_test
 def test_scaled_images_are_refused_with_the_remedy(data, tmp_path) -> None:
     recipe = data[0].changed(["data.max_side_px=32", f"data.root={data[0].data.root}"])
-    with pytest.raises(DataError, match="--set data.max_side_px=null"):
+    with pytest.raises(DataError, match=r"--set data\.max_side_px=null"):
         export_data(scaled(recipe), "folder", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
