@@ -17,7 +17,7 @@ from pipeline.data.check import Facts
 from pipeline.data.doubts import Pair
 from pipeline.data.sources import Rejected
 from pipeline.results import Dataset
-from pipeline.storage.store import StagedFile
+from pipeline.storage.files import StagedFile
 
 MOST_SHOWN, MOST_PAIRS, MOST_REJECTED = 12, 6, 12
 """Pictures on the page, so that it costs the same for any data set."""
