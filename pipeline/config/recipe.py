@@ -34,6 +34,10 @@ from pipeline.errors import RecipeError
 from pipeline.storage.object_store import URI
 
 
+CHOOSE = "CHOOSE"
+"""What `new` writes where it does not know: the lines to choose from stand below it."""
+
+
 class Recipe(Spec):
     """The full, typed description of a run."""
 
@@ -42,13 +46,32 @@ class Recipe(Spec):
     data: DataSpec
     net: NetSpec
     transplant: TransplantSpec | None = None
-    finetune: FinetuneSpec
+    finetune: FinetuneSpec = FinetuneSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     register_as: RegisterSpec = Field(default=RegisterSpec(), alias="register")
     cluster: ClusterSpec = ClusterSpec()
     tracking: TrackingSpec = TrackingSpec()
     store: Annotated[str, Field(pattern=URI)] | Path = Path("store")
     """Of data sets, weights, nets and runs: a folder, or the URI of one in an object store."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_weights(cls, tree: Any) -> Any:  # noqa: ANN401 - what pydantic hands over
+        """The backbone's published weights, where the recipe names none and does not train from scratch."""
+        if not isinstance(tree, dict):
+            return tree
+        net, tune, given = (tree.get(key) or {} for key in ("net", "finetune", "transplant"))
+        if not all(isinstance(section, dict) for section in (net, tune, given)):
+            return tree
+        if (
+            "weights" in given
+            or tune.get("init") == "scratch"
+            or "transplant" in tree
+            and not given
+        ):
+            return tree
+        weights = "package" if net.get("backbone") == "efficientnet_lite0" else "torchvision"
+        return {**tree, "transplant": {**given, "weights": weights}}
 
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
@@ -215,6 +238,10 @@ def _explain(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     where = [str(part) for part in mistake["loc"]]
     path = ".".join(where)
     rule = mistake["msg"].removeprefix("Value error, ")
+    if mistake["input"] == CHOOSE:
+        return (
+            f"  {path}: still to decide; put one of the lines below it in the recipe in its place"
+        )
     if mistake["type"] == "extra_forbidden":
         known = _fields_at(where[:-1])
         near = difflib.get_close_matches(where[-1], known, n=1)

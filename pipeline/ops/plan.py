@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -72,6 +74,47 @@ def _fit(spec: ClusterSpec) -> tuple[str, ...]:
     fit = cluster.workers_that_fit(spec, nodes)
     otherwise = ": the run would " + ("wait" if spec.autoscaling else "be refused")
     return (f"{where} holds {fit} at a time{otherwise * (fit < spec.min_workers)}",)
+
+
+NUM_CHECKED = 8
+"""Samples that a plan reads, evenly over all."""
+NUM_TOLD = 3
+
+
+def data_lines(recipe: Recipe) -> Iterator[str]:
+    """What the data set holds: counts and pairs, and what the ingest would say of a few samples."""
+    from fcn.images import ImageError  # noqa: PLC0415 - numpy and Pillow take a moment
+    from pipeline.data.check import Rules, check_sample, find_range  # noqa: PLC0415
+
+    source = open_source(recipe)
+    samples, rejected = source.samples()
+    counts = Counter(sample.split for sample in samples)
+    listed = ", ".join(f"{n} {split}" for split, n in counts.items())
+    yield f"data             {len(samples)} pairs of image and label ({listed})"
+    if rejected:
+        yield f"                 {len(rejected)} are no pairs, the first:"
+        yield from (
+            f"                   {r.split}/{r.id}: {r.reason}: {r.evidence}"
+            for r in rejected[:NUM_TOLD]
+        )
+    some = samples[:: -(-len(samples) // NUM_CHECKED) or 1]
+    rules = Rules(recipe.data.input_rule(), recipe.data.label_rule())
+    if recipe.data.range == "auto":
+        rules = rules._replace(image=replace(rules.image, range=find_range(source, some)))
+    class_px, faults = [0] * rules.label.num_classes, []
+    for sample in some:
+        try:
+            facts = check_sample(source, sample, rules)[1]
+        except ImageError as fault:
+            faults.append(f"                   {sample.split}/{sample.id}: {fault}")
+        else:
+            class_px = [a + b for a, b in zip(class_px, facts.class_px, strict=True)]
+    names, total = recipe.data.class_table().names, max(1, sum(class_px))
+    shares = ", ".join(
+        f"{name} {px / total:.1%}" for name, px in zip(names, class_px, strict=True) if px
+    )
+    yield f"                 {len(some) - len(faults)} of {len(some)} samples read are fit: {shares or 'no class'}"
+    yield from faults[:NUM_TOLD]
 
 
 def _num_train(flow: Flow) -> int:
