@@ -33,7 +33,6 @@ from pipeline.config.schema import (
 from pipeline.errors import RecipeError
 from pipeline.storage.object_store import URI
 
-
 CHOOSE = "CHOOSE"
 """What `new` writes where it does not know: the lines to choose from stand below it."""
 
@@ -57,18 +56,14 @@ class Recipe(Spec):
     @model_validator(mode="before")
     @classmethod
     def _published_weights(cls, tree: Any) -> Any:  # noqa: ANN401 - what pydantic hands over
-        """The backbone's published weights, where the recipe names none and does not train from scratch."""
+        """The backbone's published weights, where the recipe names none and needs them."""
         if not isinstance(tree, dict):
             return tree
-        net, tune, given = (tree.get(key) or {} for key in ("net", "finetune", "transplant"))
-        if not all(isinstance(section, dict) for section in (net, tune, given)):
+        net, tune = tree.get("net"), tree.get("finetune", {})
+        given = tree.get("transplant", {})
+        if not (isinstance(net, dict) and isinstance(tune, dict) and isinstance(given, dict)):
             return tree
-        if (
-            "weights" in given
-            or tune.get("init") == "scratch"
-            or "transplant" in tree
-            and not given
-        ):
+        if "weights" in given or tune.get("init") == "scratch":
             return tree
         weights = "package" if net.get("backbone") == "efficientnet_lite0" else "torchvision"
         return {**tree, "transplant": {**given, "weights": weights}}
@@ -173,7 +168,10 @@ def _validated(tree: dict[str, Any], source: str, overrides: Sequence[str]) -> R
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        mistakes = [_explain(mistake) for mistake in error.errors()]
+        mistakes = [
+            _undecided(each) if each["input"] == CHOOSE else _explain(each)
+            for each in error.errors()
+        ]
         raise RecipeError("\n".join([f"{source}: {_mistakes(len(mistakes))}", *mistakes])) from None
 
 
@@ -234,14 +232,15 @@ def _override(tree: dict[str, Any], override: str) -> None:
     tree[key] = value
 
 
+def _undecided(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    path = ".".join(str(part) for part in mistake["loc"])
+    return f"  {path}: still to decide; put one of the lines below it in the recipe in its place"
+
+
 def _explain(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     where = [str(part) for part in mistake["loc"]]
     path = ".".join(where)
     rule = mistake["msg"].removeprefix("Value error, ")
-    if mistake["input"] == CHOOSE:
-        return (
-            f"  {path}: still to decide; put one of the lines below it in the recipe in its place"
-        )
     if mistake["type"] == "extra_forbidden":
         known = _fields_at(where[:-1])
         near = difflib.get_close_matches(where[-1], known, n=1)

@@ -61,10 +61,10 @@ def detect(tree: Tree, flatness: Callable[[str], float]) -> Found:
         return found
     endings = {Path(name).suffix.lower() for name in tree.files}
     raise RecipeError(
-        f"{tree.root}: no images and labels that belong together were found among {len(tree.files)} "
-        f"files ({', '.join(sorted(endings)[:12]) or 'none'}); images end in {' '.join(IMAGE_SUFFIXES)}, "
-        "and a label map has a name that agrees with its image's: photos/a.jpg and masks/a.png, or a.jpg "
-        "and a_mask.png. docs/data.md lists the layouts that are read"
+        f"{tree.root}: no images and labels that belong together are among its {len(tree.files)} files "
+        f"({', '.join(sorted(endings)[:12]) or 'none'}). Images end in {' '.join(IMAGE_SUFFIXES)}, and "
+        "labels have names that agree with theirs: photos/a.jpg and masks/a.png, or a.jpg and "
+        "a_mask.png. docs/data.md lists the layouts that are read"
     )
 
 
@@ -105,11 +105,10 @@ def _ade20k(tree: Tree) -> Found | None:
     info = [name for name in tree.files if name.endswith("objectInfo150.txt")]
     if base is None or not info:
         return None
-    words = {"train": "training", "val": "validation"}
     splits: dict[Split, Mapping[str, str]] = {
-        split: {"images": f"images/{word}", "labels": f"annotations/{word}"}
-        for split, word in (("train", words["train"]), ("val", words["val"]))
-    }  # type: ignore[misc]
+        "train": {"images": "images/training", "labels": "annotations/training"},
+        "val": {"images": "images/validation", "labels": "annotations/validation"},
+    }
     return Found(
         *("folder", tree.root / base, "ADE20K, by objectInfo150.txt"), splits, "by name",
         find_table(tree.under(info[0].rpartition("/")[0])),

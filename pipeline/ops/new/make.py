@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config.data import LAYOUTS
 from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.config.schema import Split
 from pipeline.data.check import Rules
 from pipeline.data.sources import Rejected, Sample, open_source
 from pipeline.errors import RecipeError
@@ -22,7 +23,7 @@ from pipeline.ops.new.look import Checked, Looked, check, flatness, look, stride
 from pipeline.ops.new.sheet import contact_sheet
 from pipeline.ops.new.train import image_lines, training_lines
 from pipeline.ops.new.tree import Tree
-from pipeline.ops.new.write import Line, recipe_text
+from pipeline.ops.new.write import Line, flow, recipe_text
 
 HELD_OUT = 0.15
 MOST_LONE = 3
@@ -114,12 +115,12 @@ def _place_lines(
     lines = [Line("data.source", found.source, found.why), Line("data.root", str(found.root))]
     lines += [Line(f"data.{key}", value) for key, value in found.extra.items()]
     for i, (split, places) in enumerate(found.splits.items()):
-        options = ()
+        options: tuple[tuple[str, str], ...] = ()
         if found.undecided and i == 0:
             turned = {"images": places["labels"], "labels": places["images"]}
             options = (
-                (str(dict(places)), found.undecided),
-                (str(turned), "the other way round"),
+                (flow(places), found.undecided),
+                (flow(turned), "the other way round"),
             )
         why = f"to decide: {found.undecided}" if options else found.pairs if i == 0 else ""
         lines.append(Line(f"data.splits.{split}", dict(places), why, options))
@@ -167,7 +168,7 @@ def _facts(
     found: Found,
     looked: Looked,
     checked: Checked,
-    counts: Mapping[str, int],
+    counts: Mapping[Split, int],
     rejected: Sequence[Rejected],
 ) -> tuple[str, ...]:
     listed = ", ".join(f"{n} {split}" for split, n in counts.items())

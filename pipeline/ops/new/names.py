@@ -124,8 +124,8 @@ _READERS: Mapping[str, Callable[[Tree, str], Table | None]] = {
     r"objectInfo150\.txt": _ade20k,
     r"(class|label)_?(dict|colou?rs?|map)\.csv": _class_dict,
     r"classes\.csv": _class_dict,
-    r"(obj\.|_)?(classes|names|labels|label_names|class_names|label_colou?rs|codes)\.(txt|names)": _plain,
-    r"(obj|coco)\.names": _plain,
+    r"(classes|names|labels|codes|(class|label)_(names|colou?rs))\.txt": _plain,
+    r"\w+\.names": _plain,
     r".*\.ya?ml": _yolo,
 }
 """How each kind of file is read, by its name."""

@@ -1,7 +1,7 @@
 """Which files are pairs, found by counting: every way to read the names is tried, the best is kept.
 
-A name is read as `folder/prefix + stem + suffix + ending`. Two readings whose stems agree for many files are
-a candidate; which of the two are the label maps is seen in the pixels, which a caller measures.
+A name is read as `folder/prefix + stem + suffix + ending`. Two readings whose stems agree for many files
+are a candidate; which of the two are the label maps is seen in the pixels, which a caller measures.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _SUFFIX = re.compile(r"[_\-. ](?=[^_\-. ]*[A-Za-z])|(?<=\d)(?=[A-Za-z]+$)")
 _PREFIX = re.compile(r"^[A-Za-z]+[_\-. ]")
 _LABEL_WORD = re.compile(r"(?<![a-z])(mask|label|annot|gt|seg|truth|l$)", re.I)
 _OTHER_WORD = re.compile(r"instance|overlay|color|colour|depth|edge|viz|vis(?![a-z])|preview", re.I)
+Key = tuple[Split | None, str]
+"""A split, None if the folders name none, and a stem."""
 SPLIT_MARK = "\0"
 MOST_TEMPLATES = 40
 MOST_FILES = 3000
@@ -67,7 +69,7 @@ class Template(NamedTuple):
 class Reading:
     """The files that a template fits, by split and stem."""
 
-    files: dict[tuple[Split | None, str], str] = field(default_factory=dict)
+    files: dict[Key, str] = field(default_factory=dict)
     words: dict[Split | None, str] = field(default_factory=dict)
     """The word for each split in the folders' names."""
     ambiguous: bool = False
@@ -164,7 +166,7 @@ class _Flatness:
         self._measure, self._num = measure, num
         self._known: dict[str, float] = {}
 
-    def __call__(self, files: Mapping[tuple[Split | None, str], str]) -> float:
+    def __call__(self, files: Mapping[Key, str]) -> float:
         names = sorted(files.values())
         some = names[:: max(1, len(names) // self._num)][: self._num]
         for name in some:
@@ -172,18 +174,17 @@ class _Flatness:
                 self._known[name] = self._measure(name)
         return sorted(self._known[name] for name in some)[len(some) // 2]
 
-    def order(self, images: Mapping[object, str], labels: Mapping[object, str]) -> int:
+    def order(self, images: Mapping[Key, str], labels: Mapping[Key, str]) -> int:
         """1 if the second are flatter than the first, -1 if the first are, 0 if neither."""
         keys = sorted(images.keys() & labels.keys(), key=str)
-        left, right = ({k: files[k] for k in keys} for files in (images, labels))
-        difference = self(right) - self(left)  # type: ignore[arg-type]
+        difference = self({k: labels[k] for k in keys}) - self({k: images[k] for k in keys})
         return 0 if abs(difference) < FLATTER else 1 if difference > 0 else -1
 
-    def tells(self, images: Mapping[object, str], labels: Mapping[object, str]) -> bool:
+    def tells(self, images: Mapping[Key, str], labels: Mapping[Key, str]) -> bool:
         """Whether the second are seen to be the label maps."""
         return self.order(images, labels) == 1
 
-    def label_like(self, labels: Mapping[tuple[Split | None, str], str]) -> bool:
+    def label_like(self, labels: Mapping[Key, str]) -> bool:
         """Whether nearly all neighbours are equal."""
         return self(labels) > 0.8
 

@@ -32,7 +32,7 @@ _DEFICIENT = (  # Machado, Oliveira and Fernandes (2009), full protanopia and de
 
 
 def safe_colours(names: Sequence[str]) -> list[Colour]:
-    """A colour for each class; background is grey. Each next one is the farthest from those before it."""
+    """A colour for each class; background is grey, and each next one the farthest from all before."""
     background = [n.lower().strip("_ ") in ("background", "bg") for n in names]
     wanted = len(names) - sum(background)
     chosen = list(FIRST[:wanted])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -16,6 +17,11 @@ TILE_PX = 240
 """Side of the square that an image is fitted into."""
 GAP_PX = 12
 TEXT_PX = 15
+NAME_PX = 11
+ALPHA = 0.75
+"""More would hide the image under its label, less would change the colours of the legend."""
+NAMED_FRAC = 0.02
+"""A region of a smaller share of its image is too small for a name."""
 LINE_PX = 22
 COLUMNS = 3
 HATCH_PX = 8
@@ -33,7 +39,7 @@ def contact_sheet(checked: Checked, table: ClassTable, title: Sequence[str]) -> 
     chosen = choose(checked.pictures, len(table))
     rows = -(-len(chosen) // COLUMNS)
     width = COLUMNS * (2 * TILE_PX + GAP_PX) + GAP_PX
-    tall = TILE_PX + LINE_PX + GAP_PX
+    tall = max((_fitted_size(label)[1] for *_, label in chosen), default=0) + LINE_PX + GAP_PX
     per_row = max(1, (width - GAP_PX) // LEGEND_COLUMN_PX)
     legend_rows = -(-(len(table) + 1) // per_row)
     top = GAP_PX + LINE_PX * len(title) + GAP_PX
@@ -49,7 +55,7 @@ def contact_sheet(checked: Checked, table: ClassTable, title: Sequence[str]) -> 
         draw.text((x, y), _short(name, font), INK, font)
         small, ids = _fitted(image, label)
         sheet.paste(Image.fromarray(small), (x, y + LINE_PX))
-        sheet.paste(Image.fromarray(labelled(small, ids, table)), (x + TILE_PX, y + LINE_PX))
+        sheet.paste(_named(labelled(small, ids, table), ids, table), (x + TILE_PX, y + LINE_PX))
     _legend(draw, font, checked, table, top + rows * tall, per_row)
     return sheet
 
@@ -68,7 +74,7 @@ def labelled(
     image: NDArray[np.uint8], label: NDArray[np.uint8], table: ClassTable
 ) -> NDArray[np.uint8]:
     """An image under its label map: classes in colours with white edges, void hatched."""
-    drawn = overlay(image, label, table, alpha=0.6)
+    drawn = overlay(image, label, table, alpha=ALPHA)
     rows, columns = np.indices(label.shape)
     void = label == VOID
     stripe = (rows + columns) % HATCH_PX < HATCH_PX // 2
@@ -80,12 +86,38 @@ def labelled(
     return drawn
 
 
+def _named(drawn: NDArray[np.uint8], label: NDArray[np.uint8], table: ClassTable) -> Image.Image:
+    """The picture with the name of each large class where the class is widest."""
+    picture = Image.fromarray(drawn)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(NAME_PX)
+    for k in np.unique(label[label != VOID]):
+        region = np.pad((label == k).astype(np.uint8), 1)
+        if region.mean() < NAMED_FRAC:
+            continue
+        depth = cv2.distanceTransform(region, cv2.DIST_L2, 3)
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        draw.text(
+            (int(x), int(y)),
+            table.names[k],
+            INK,
+            font,
+            anchor="mm",
+            stroke_width=2,
+            stroke_fill=PAPER,
+        )
+    return picture
+
+
+def _fitted_size(label: NDArray[np.uint8]) -> tuple[int, int]:
+    height, width = label.shape
+    factor = (TILE_PX - 2) / max(height, width)
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
 def _fitted(
     image: NDArray[np.uint8], label: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    height, width = label.shape
-    factor = (TILE_PX - 2) / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    size = _fitted_size(label)
     small = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
     ids = Image.fromarray(label).resize(size, Image.Resampling.NEAREST)
     return np.array(small), np.array(ids)

