@@ -21,6 +21,10 @@ MANY_IDS = 250
 """With so many different values, 255 is one of them; and they hardly are classes."""
 RARE_COLOUR = 0.002
 """Colours of a smaller share are not taken for classes where no table says so."""
+LOSSY_DISTANCE = 64
+MOST_COLOURS = 2000
+"""Of more colours the rarest are left out of account."""
+TOLERANCES = (16, 32, 64)
 VOC_BORDER: Colour = (224, 224, 192)
 """What PASCAL VOC's palette has at 255."""
 OPTION_ROWS = 6
@@ -94,7 +98,11 @@ def _drawn(found: Found) -> list[Line]:
     if not ground:
         names.insert(0, "background")
     ground_name = ground[0] if ground else "background"
-    classes = Classes(names, f"names from {table.file}", rows=rows, rows_why="by its name")
+    why = "by their names"
+    if found.source == "yolo":
+        rows = {str(i): VOID_NAME if table.is_void(i) else n for i, n in enumerate(table.names)}
+        why = "the numbers in the text files"
+    classes = Classes(names, f"names from {table.file}", rows=rows, rows_why=why)
     classes.lines.append(
         Line(
             "data.unlabelled",
@@ -243,7 +251,7 @@ def _colours(found: Found, looked: Looked) -> list[Line]:
             "void by its name" * bool(void),
         )
     else:
-        big = sorted(c for c, share in shares.items() if share >= RARE_COLOUR)
+        big = sorted(_main_colours(shares, LOSSY_DISTANCE if looked.num_lossy else 0))
         void = [VOC_BORDER] if VOC_BORDER in big and (0, 0, 0) in big else []
         big = [c for c in big if c not in void][: VOID - 1]
         if len(big) < 2:
@@ -257,9 +265,25 @@ def _colours(found: Found, looked: Looked) -> list[Line]:
             "the border of PASCAL VOC" * bool(void),
         )
     rest = {c: share for c, share in shares.items() if c not in known}
-    if rest or looked.num_lossy:
-        classes.lines.append(_about_rest(looked, rest, list(known)))
+    if looked.num_lossy:
+        classes.lines += _about_loss(looked.num_lossy, rest, list(known))
+    elif rest:
+        classes.lines.append(_about_rest(rest))
     return classes.section()
+
+
+def _main_colours(shares: Mapping[Colour, float], distance: int) -> list[Colour]:
+    """Colours of a share worth a class; each stands for those around it, up to a distance."""
+    found: dict[Colour, float] = {}
+    for colour, share in sorted(shares.items(), key=lambda item: -item[1])[:MOST_COLOURS]:
+        near = [c for c in found if _apart(colour, [c]) <= distance] if distance else []
+        found[near[0] if near else colour] = share + (found[near[0]] if near else 0)
+    return [colour for colour, share in found.items() if share >= RARE_COLOUR]
+
+
+def _apart(colour: Colour, others: Sequence[Colour]) -> int:
+    """The greatest difference in a channel to the nearest of some colours."""
+    return min(max(abs(a - b) for a, b in zip(colour, o, strict=True)) for o in others)
 
 
 def _colour_names(colours: Sequence[Colour]) -> list[str]:
@@ -268,35 +292,37 @@ def _colour_names(colours: Sequence[Colour]) -> list[str]:
     return [f"class_{i}" for i in range(len(colours))]
 
 
-def _about_rest(looked: Looked, rest: Mapping[Colour, float], known: list[Colour]) -> Line:
-    """Colours that no class has: noise of a lossy file, or something to be named."""
-    listed = ", ".join(f"{list(c)} {share:.2%}" for c, share in list(rest.items())[:4])
-    seen = f"{len(rest)} colours ({sum(rest.values()):.2%} of the pixels) are no class's: {listed}"
-    if looked.num_lossy:
-        near = {t: _moved(rest, known, t) for t in (16, 32, 64)}
-        best = next((t for t, share in near.items() if share > 0.99 * sum(rest.values())), 64)
-        options = [
-            (str(t), f"moves {share:.2%} of the pixels to the nearest class")
-            for t, share in near.items()
-        ]
-        why = f"to decide: {looked.num_lossy} labels are compressed with loss; {seen}"
-        return Line("data.colour_tolerance", best, why, tuple(options))
-    return Line(
-        "data.unknown_colours",
-        "void",
-        f"to decide: {seen}",
-        (
-            ("void", "those pixels are not trained on and not scored"),
-            ("quarantine", "samples that have them are rejected; or add classes for them"),
-        ),
+def _about_rest(rest: Mapping[Colour, float]) -> Line:
+    options = (
+        ("void", "those pixels are not trained on and not scored"),
+        ("quarantine", "samples that have them are rejected; or add classes for them"),
     )
+    return Line("data.unknown_colours", "void", f"to decide: {_no_class(rest)}", options)
 
 
-def _moved(rest: Mapping[Colour, float], known: list[Colour], tolerance: int) -> float:
-    def near(colour: Colour) -> int:
-        return min(max(abs(a - b) for a, b in zip(colour, k, strict=True)) for k in known)
+def _about_loss(num: int, rest: Mapping[Colour, float], known: list[Colour]) -> list[Line]:
+    """Colours that compression has changed: how far may they be from a class's?"""
+    moved = {t: sum(s for c, s in rest.items() if _apart(c, known) <= t) for t in TOLERANCES}
+    options = [
+        (
+            str(t),
+            f"moves {s:.2%} of the pixels to the nearest class, leaves {sum(rest.values()) - s:.2%}",
+        )
+        for t, s in moved.items()
+    ]
+    why = f"to decide: {num} labels are compressed with loss; {_no_class(rest)}"
+    edges = "what the tolerance leaves: mixed colours at edges"
+    return [
+        Line("data.colour_tolerance", TOLERANCES[-1], why, options),
+        Line("data.unknown_colours", "void", edges),
+    ]
 
-    return sum(share for colour, share in rest.items() if near(colour) <= tolerance)
+
+def _no_class(rest: Mapping[Colour, float]) -> str:
+    listed = ", ".join(f"{list(c)} {share:.2%}" for c, share in list(rest.items())[:4])
+    return (
+        f"{sum(rest.values()):.2%} of the pixels have colours of no class ({len(rest)}): {listed}"
+    )
 
 
 def _text(colour: Colour) -> str:

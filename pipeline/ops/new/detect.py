@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline.config.schema import Split
 from pipeline.data.sources.folder import IMAGE_SUFFIXES, listed_names
 from pipeline.errors import DataError, RecipeError
@@ -17,6 +20,7 @@ from pipeline.ops.new.pairs import SPLITS, Pairing, best_pairing
 from pipeline.ops.new.tree import Tree
 
 JSON_HEAD = 4096
+IMAGE_COLUMNS = ("image", "pixel_values", "img")
 LISTED_FRAC = 0.9
 """So much of a text file's lines name samples if it is a list of a split."""
 SPLIT_ORDER: tuple[Split, ...] = ("train", "val", "test")
@@ -70,24 +74,34 @@ def detect(tree: Tree, flatness: Callable[[str], float]) -> Found:
 
 def _huggingface(tree: Tree) -> Found | None:
     files = tree.ending(".parquet")
-    if not files:
+    if not files or (column := _label_column(tree.root / files[0])) is None:
         return None
-    splits: dict[Split, str] = {}
+    splits: dict[Split, Mapping[str, str]] = {}
     for name in files:
         folder, _, file = name.rpartition("/")
-        for text in (file, folder.rpartition("/")[2]):
-            if found := re.match("|".join(SPLITS), text):
-                rest = file[found.end() :] if text == file else ""
-                place = f"{folder}/{found[0]}*" if rest else folder
-                splits.setdefault(SPLITS[found[0]], place.lstrip("/"))
-                break
+        inside = f"{folder}/" if folder else ""
+        if word := re.match("|".join(SPLITS), file):
+            split, place = SPLITS[word[0]], f"{inside}{word[0]}*.parquet"
         else:
-            splits.setdefault("train", folder or ".")
-    places = {split: {"images": place, "labels": place} for split, place in splits.items()}
+            word = re.match("|".join(SPLITS), folder.rpartition("/")[2])
+            split, place = SPLITS[word[0]] if word else "train", f"{inside}*.parquet"
+        splits.setdefault(split, {"images": place, "labels": column})
     return Found(
-        *("huggingface", tree.root, f"{len(files)} parquet files"), _ordered(places),
-        "columns image and label", find_table(tree), held_out="val" not in places,
+        *("huggingface", tree.root, f"{len(files)} parquet files"), _ordered(splits),
+        f"columns of images and of {column}", find_table(tree), held_out="val" not in splits,
     )  # fmt: skip
+
+
+def _label_column(path: Path) -> str | None:
+    """The column of pictures that is not the images'; None if there is none."""
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError):
+        return None
+    pictures = [f.name for f in schema if pa.types.is_struct(f.type) or pa.types.is_binary(f.type)]
+    labels = [name for name in pictures if name not in IMAGE_COLUMNS]
+    named = [name for name in labels if re.search("label|mask|annot|seg", name)]
+    return next(iter([*named, *labels]), None) if set(pictures) & set(IMAGE_COLUMNS) else None
 
 
 def _cityscapes(tree: Tree) -> Found | None:
@@ -271,9 +285,6 @@ def _from_pairing(tree: Tree, source: str, why: str, pairing: Pairing) -> Found:
     if lists := _lists(tree, pairing) if set(splits) == {"train"} else {}:
         splits = {split: {**splits["train"], "list": name} for split, name in lists.items()}
     counts = ", ".join(f"{len(s)} {split or 'in all'}" for split, s in pairing.stems.items())
-    for lone, what in ((pairing.lone_images, "image"), (pairing.lone_labels, "label")):
-        if lone:
-            notes.append(f"{len(lone)} {what}s have no partner, such as {lone[0]}")
     if pairing.others:
         notes.append(f"these look like label maps too: {', '.join(pairing.others[:3])}")
     undecided = ""

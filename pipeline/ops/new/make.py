@@ -54,7 +54,8 @@ def make_recipe(folder: Path, output: Path) -> Made:
         raise RecipeError(f"{folder} is no folder; name the one that holds images and labels")
     if output.exists():
         raise RecipeError(f"{output} is there already; -o names another file, or remove it")
-    found = detect(Tree.of(folder), lambda name: flatness(folder / name))
+    tree = Tree.of(folder)
+    found = detect(tree, lambda name: flatness(folder / name))
     source = open_source(_unlabelled_recipe(found))
     samples, rejected = source.samples()
     looked = look(source, samples)
@@ -76,6 +77,7 @@ def make_recipe(folder: Path, output: Path) -> Made:
     )
     lines += training_lines(looked, counts["train"], recipe.data.split_names(), ceilings)
     facts = _facts(found, looked, checked, counts, rejected)
+    facts += _unused(tree, samples, rejected)
     sheet = output.with_suffix(".contact.png")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(recipe_text([f"{recipe_name(folder)}: {facts[0]}", *facts[1:]], lines))
@@ -119,7 +121,7 @@ def _place_lines(
         if found.undecided and i == 0:
             turned = {"images": places["labels"], "labels": places["images"]}
             options = (
-                (flow(places), found.undecided),
+                (flow(places), ""),
                 (flow(turned), "the other way round"),
             )
         why = f"to decide: {found.undecided}" if options else found.pairs if i == 0 else ""
@@ -188,8 +190,17 @@ def _facts(
         )
     void = checked.void_px / max(1, checked.void_px + int(checked.class_px.sum()))
     if void:
-        facts.append(f"{void:.1%} of the pixels looked at are void")
+        facts.append(f"{void:.2%} of the pixels looked at are void")
     return tuple(" ".join(fact.split()) for fact in facts)
+
+
+def _unused(tree: Tree, samples: Sequence[Sample], rejected: Sequence[Rejected]) -> tuple[str, ...]:
+    """Pictures that are neither an image nor a label of any sample."""
+    used = {path for s in samples for path in (s.image, s.label)} | {r.path for r in rejected}
+    if not any(str(tree.root / name) in used for name in tree.pictures):
+        return ()  # the pictures are inside other files
+    left = [name for name in tree.pictures if str(tree.root / name) not in used]
+    return (f"{len(left)} pictures are not used, such as {left[0]}",) if left else ()
 
 
 def recipe_name(folder: Path) -> str:

@@ -54,7 +54,11 @@ class Template(NamedTuple):
     @property
     def plainness(self) -> tuple[int, int, int]:
         """Less is plainer."""
-        return (len(self.prefix + self.suffix), len(self.ending), -self.folder.count("/"))
+        return (
+            len(self.prefix + self.suffix),
+            len(self.ending),
+            -len(PurePosixPath(self.folder).parts),
+        )
 
     def place(self, word: str, nested: bool) -> str:
         """As a recipe writes it, for a split whose folders have a word in their names."""
@@ -85,8 +89,6 @@ class Pairing:
     places: Mapping[Split | None, tuple[str, str]]
     """Where images and labels of each split lie; None if folders name no split."""
     stems: Mapping[Split | None, Sequence[str]]
-    lone_images: Sequence[str]
-    lone_labels: Sequence[str]
     sure: bool
     """Whether it was seen which of the two are the label maps."""
     others: Sequence[str] = ()
@@ -138,11 +140,22 @@ def _rank(
     """Greater is better: right kinds of files, then many pairs, then few left over, then plain names."""
     n, one, two = candidate
     kinds, loose = 0, len(of_labels[two].files) - n
+    labels = set(of_labels[two].files.values())
+    lone = sum(file not in labels for file in of_images[one].files.values()) - n
+    mixed = len(of_images[one].files) - n - lone  # label maps that would be read as images too
     named = bool(_named(two)) - bool(_named(one)) - 2 * bool(_other(two)) - 2 * bool(_other(one))
     if measure:
         kinds = measure.order(of_images[one].files, of_labels[two].files)
     plain = tuple(-x for x in (*two.plainness, *one.plainness))
-    return kinds, -2 * bool(_other(two)) - 2 * bool(_other(one)), n, -loose, named, plain
+    return (
+        kinds,
+        -2 * bool(_other(two)) - 2 * bool(_other(one)),
+        n,
+        -loose - lone,
+        -mixed,
+        named,
+        plain,
+    )
 
 
 def _named(template: Template) -> re.Match[str] | None:
@@ -255,7 +268,9 @@ def _pairing(
 ) -> Pairing:
     (one, left), (two, right) = image, label
     keys = sorted(left.files.keys() & right.files.keys(), key=lambda key: (str(key[0]), key[1]))
-    stems: dict[Split | None, list[str]] = {}
+    stems: dict[Split | None, list[str]] = {
+        s: [] for s in ("train", "val", "test") if s in dict(keys)
+    }
     for split, stem in keys:
         stems.setdefault(split, []).append(stem)
     nested = any("/" in stem for _, stem in keys)
@@ -263,14 +278,11 @@ def _pairing(
         split: (one.place(left.words[split], nested), two.place(right.words[split], nested))
         for split in stems
     }
-    used = {right.files[key] for key in keys} | {left.files[key] for key in keys}
     return Pairing(
         one,
         two,
         places,
         cast("Mapping[Split | None, Sequence[str]]", stems),
-        [f for f in left.files.values() if f not in used],
-        [f for f in right.files.values() if f not in used],
         sure,
         others,
     )
