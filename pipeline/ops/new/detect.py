@@ -134,11 +134,14 @@ def _sbd(tree: Tree) -> Found | None:
     if base is None or not any(re.match(r"cls/.*\.mat$", n) for n in tree.under(base).files):
         return None
     voc = tree.base_of("JPEGImages/", "SegmentationClass/")
-    extra = {} if voc is None else {"voc_root": str(tree.root / voc)}
-    notes = () if extra else ("the val split is that of PASCAL VOC: write voc_root",)
+    if voc is None:
+        raise RecipeError(
+            f"{tree.root} is the data set SBD, whose val split is taken from PASCAL VOC; name a folder "
+            "that holds both, SBD (cls, img) and VOC (JPEGImages, SegmentationClass)"
+        )
     return Found(
         *("sbd", tree.root / base, "folders cls with .mat and img"), pairs="by name",
-        extra=extra, notes=notes, void_255=True,
+        extra={"voc_root": str(tree.root / voc)}, void_255=True,
     )  # fmt: skip
 
 
