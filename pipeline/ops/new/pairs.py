@@ -120,15 +120,10 @@ def best_pairing(
     good = [c for c in candidates if c[0] * 2 > most]
     ranked = sorted(good, key=lambda c: _rank(c, of_images, of_labels, measure), reverse=True)
     _, one, two = ranked[0]
-    others = {
-        f"{b.folder.replace(SPLIT_MARK, '*')}/{b.prefix}*{b.suffix}{b.ending}"
-        for n, a, b in ranked[1:]
-        if a == one and n == ranked[0][0] and not _same(of_labels[b], of_labels[two])
-        and measure and measure.label_like(of_labels[b].files)
-    }  # fmt: skip
+    others = _others(ranked, of_labels, measure) if measure else []
     sure = measure is None or measure.tells(of_images[one].files, of_labels[two].files)
     sure = sure or bool(_named(two)) > bool(_named(one))
-    return _pairing((one, of_images[one]), (two, of_labels[two]), sure, sorted(others))
+    return _pairing((one, of_images[one]), (two, of_labels[two]), sure, others)
 
 
 def _rank(
@@ -166,10 +161,23 @@ def _other(template: Template) -> re.Match[str] | None:
     return _OTHER_WORD.search(f"{template.folder}/{template.prefix} {template.suffix}")
 
 
-def _same(one: Reading, two: Reading) -> bool:
-    return set(one.files.values()) <= set(two.files.values()) or set(two.files.values()) <= set(
-        one.files.values()
-    )
+def _others(
+    ranked: Sequence[tuple[int, Template, Template]],
+    of_labels: Mapping[Template, Reading],
+    measure: _Flatness,
+) -> list[str]:
+    """Further label maps of as many of the same images, a name for each set of files."""
+    (most, chosen, labels), *rest = ranked
+    told = {frozenset(of_labels[labels].files.values())}
+    found = []
+    for n, one, two in rest:
+        files = frozenset(of_labels[two].files.values())
+        if n < most or one != chosen or any(files <= t or t <= files for t in told):
+            continue
+        if measure.label_like(of_labels[two].files):
+            told.add(files)
+            found.append(two.place("*", nested=False).replace(STEM, "*"))
+    return found
 
 
 class _Flatness:

@@ -1,4 +1,4 @@
-"""The layouts and label kinds that `new` is tried on: how each is made, and what is to be found in it."""
+"""Layouts and label kinds that `new` is tried on: how each is made, and what is to be found in it."""
 
 from __future__ import annotations
 
@@ -126,6 +126,8 @@ def sbd(root: Path) -> None:
         (root / "sbd/cls").mkdir(exist_ok=True)
         held = {"GTcls": {"Segmentation": ids(i)}}
         scipy.io.savemat(root / f"sbd/cls/{i:03d}.mat", held)
+    (root / "sbd/train.txt").write_text("\n".join(map(str, range(100, 104))))
+    (root / "sbd/val.txt").write_text("104\n105\n")
 
 
 def huggingface(root: Path) -> None:
@@ -226,7 +228,7 @@ MADE: dict[str, tuple[Make, str, tuple[str, ...], dict[str, int]]] = {
     "cvat": (cvat, "voc", NAMED, {"train": 7, "val": 1}),
     "cityscapes": (cityscapes, "cityscapes", ("road", "sidewalk"), {"train": 6, "val": 3}),
     "ade20k": (ade20k, "folder", ("wall", "sky, air"), {"train": 8, "val": 3}),
-    "sbd": (sbd, "sbd", ("background", "aeroplane"), {"train": 6, "val": 2}),
+    "sbd": (sbd, "sbd", ("background", "aeroplane"), {"train": 4, "val": 2}),
     "labelme": (folders.labelme, "labelme", DRAWN, {"train": 7, "val": 1}),
     "coco": (folders.coco, "coco", DRAWN, {"train": 8, "val": 4}),
     "labelstudio": (folders.labelstudio, "labelstudio", DRAWN, {"train": 7, "val": 1}),
