@@ -148,7 +148,7 @@ def test_a_plan_tells_what_the_ingest_would_reject_and_why(tmp_path, monkeypatch
     save(tmp_path / "set/imgs/lone.png", noise(1))
     planned = call("plan", "set.yaml")
     assert "train/lone: missing partner" in planned.output
-    assert "train/000: unknown class: 40" in planned.output
+    assert "train/000: unknown class: ids 40" in planned.output
     assert "7 of 8 of them" in planned.output
 
 
