@@ -96,15 +96,10 @@ def _named(drawn: NDArray[np.uint8], label: NDArray[np.uint8], table: ClassTable
             continue
         depth = cv2.distanceTransform(region, cv2.DIST_L2, 3)
         y, x = np.unravel_index(depth.argmax(), depth.shape)
-        draw.text(
-            (int(x), int(y)),
-            table.names[k],
-            INK,
-            font,
-            anchor="mm",
-            stroke_width=2,
-            stroke_fill=PAPER,
-        )
+        text = table.names[k]
+        margin = draw.textlength(text, font) / 2 + 2
+        at = (min(max(float(x), margin), label.shape[1] - margin), float(y))
+        draw.text(at, text, INK, font, anchor="mm", stroke_width=2, stroke_fill=PAPER)
     return picture
 
 
