@@ -94,7 +94,9 @@ def run(recipe: str, overrides: tuple[str, ...]) -> None:
 
     RECIPE may be a folder of images and labels: then a recipe is written for it first, as by `new`.
     """
-    if Path(recipe).is_dir():
+    from pipeline.config.recipe import recipe_names
+
+    if Path(recipe).is_dir() and recipe not in recipe_names():
         recipe = _recipe_of_folder(Path(recipe))
     run_flow(_load(recipe, overrides), "register")
 
@@ -120,14 +122,8 @@ def _new_recipe(folder: Path, output: Path | None) -> tuple[str, ...]:
     from pipeline.ops.new.make import make_recipe, recipe_name
 
     made = make_recipe(folder, output or Path(f"{recipe_name(folder)}.yaml"))
-    for fact in made.facts:
-        click.echo(fact)
-    click.echo(f"recipe           {made.recipe}")
-    click.echo(f"contact sheet    {made.sheet}   look at it: is each class where it should be?")
-    for key in made.to_decide:
-        click.secho(f"to decide        {key}", fg="yellow")
-    if made.to_decide:
-        click.echo(f"Choose among the lines in {made.recipe} before it can run.")
+    for line in made.lines():
+        click.echo(line)
     return made.to_decide
 
 

@@ -95,25 +95,22 @@ def _drawn(found: Found) -> list[Line]:
     names = [n for i, n in enumerate(table.names) if not table.is_void(i)]
     rows = {n: VOID_NAME for i, n in enumerate(table.names) if table.is_void(i)}
     ground = [n for n in names if n.lower().strip("_ ") in ("background", "bg")]
-    if not ground:
+    covered = found.covered and len(names) > 1
+    if not ground and not covered:
+        ground = ["background"]
         names.insert(0, "background")
-    ground_name = ground[0] if ground else "background"
     why = "by their names"
     if found.source == "yolo":
         rows = {str(i): VOID_NAME if table.is_void(i) else n for i, n in enumerate(table.names)}
         why = "the numbers in the text files"
     classes = Classes(names, f"names from {table.file}", rows=rows, rows_why=why)
-    classes.lines.append(
-        Line(
-            "data.unlabelled",
-            ground_name,
-            "pixels that no annotation covers",
-            otherwise=(
-                f"if nothing is known of those pixels: unlabelled: {VOID_NAME}, and no class "
-                f"{ground_name}",
-            ),
-        )
-    )
+    if covered:
+        why = "panoptic annotations cover the images; what they leave is not known"
+        classes.lines.append(Line("data.unlabelled", VOID_NAME, why))
+    else:
+        other = f"if nothing is known of those pixels: unlabelled: {VOID_NAME}, and no class {ground[0]}"
+        why = "pixels that no annotation covers"
+        classes.lines.append(Line("data.unlabelled", ground[0], why, otherwise=(other,)))
     return classes.section()
 
 

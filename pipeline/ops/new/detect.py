@@ -47,6 +47,8 @@ class Found:
     """More keys of the data section."""
     void_255: bool = False
     """Whether 255 is void by the layout's convention."""
+    covered: bool = False
+    """Whether annotations are meant to cover the images, so that what they leave is void."""
     undecided: str = ""
     """Why it is not known which files are the labels; empty if it is."""
     notes: tuple[str, ...] = ()
@@ -172,6 +174,7 @@ def _voc(tree: Tree) -> Found | None:
 def _coco(tree: Tree) -> Found | None:
     splits: dict[Split, Mapping[str, str]] = {}
     names: list[str] = []
+    panoptic = False
     for file in tree.ending(".json"):
         if not _head_has(tree, file, b'"images"', b'"annotations"', b'"categories"', b'"info"'):
             continue
@@ -187,13 +190,14 @@ def _coco(tree: Tree) -> Found | None:
         if split not in splits:
             splits[split] = {"images": folder, "labels": file}
             categories = sorted(held["categories"], key=lambda c: c["id"])
+            panoptic |= any(entry.get("segments_info") for entry in held["annotations"])
             names += [c["name"] for c in categories if c["name"] not in names]
     if not splits:
         return None
     table = Table("categories", tuple(names))
     return Found(
         *("coco", tree.root, "JSON with images, annotations and categories"), _ordered(splits),
-        "by file_name", table, held_out="val" not in splits,
+        "by file_name", table, held_out="val" not in splits, covered=panoptic,
     )  # fmt: skip
 
 

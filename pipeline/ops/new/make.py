@@ -6,7 +6,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,15 @@ class Made:
     """What was understood, in words."""
     to_decide: tuple[str, ...]
     """Keys that the recipe asks for; it is refused until they are filled in."""
+
+    def lines(self) -> Iterator[str]:
+        """What to tell the user."""
+        yield from self.facts
+        yield f"recipe           {self.recipe}"
+        yield f"contact sheet    {self.sheet}   look at it: is each class where it should be?"
+        yield from (f"to decide        {key}" for key in self.to_decide)
+        if self.to_decide:
+            yield f"Choose among the lines in {self.recipe} before it can run."
 
 
 def make_recipe(folder: Path, output: Path) -> Made:
