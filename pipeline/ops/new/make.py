@@ -87,6 +87,7 @@ def make_recipe(folder: Path, output: Path) -> Made:
     lines += training_lines(looked, counts["train"], recipe.data.split_names(), ceilings)
     facts = _facts(found, looked, checked, counts, rejected)
     facts += _unused(tree, samples, rejected)
+    facts = tuple(f.encode("utf-8", "backslashreplace").decode() for f in facts)
     sheet = output.with_suffix(".contact.png")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(recipe_text([f"{recipe_name(folder)}: {facts[0]}", *facts[1:]], lines))

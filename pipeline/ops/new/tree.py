@@ -18,7 +18,7 @@ MOST_JSON_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Tree:
-    """A folder and all files below it, as sorted relative paths; hidden ones are left out."""
+    """A folder and all files below it, as sorted relative paths; hidden ones and pipes are left out."""
 
     root: Path
     files: tuple[str, ...]
@@ -36,7 +36,11 @@ class Tree:
             inner[:] = sorted(name for name in inner if not name.startswith((".", "__MACOSX")))
             below = os.path.relpath(folder, root)
             prefix = "" if below == "." else f"{below}/"
-            found += [prefix + name for name in files if not name.startswith(".")]
+            found += [
+                prefix + name
+                for name in files
+                if not name.startswith(".") and Path(folder, name).is_file()  # no pipe, no device
+            ]
         return cls(root, tuple(sorted(found)))
 
     def under(self, folder: str) -> Tree:

@@ -1,5 +1,7 @@
 """A recipe for a folder is right, loads, and its ingest takes every sample; or it asks."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -155,3 +157,16 @@ def test_a_folder_without_pairs_and_a_recipe_that_is_there_are_refused_in_words(
     (tmp_path / "there.yaml").write_text("")
     with pytest.raises(RecipeError, match="is there already"):
         make_recipe(tmp_path / "data", tmp_path / "there.yaml")
+
+
+def test_pipes_links_to_nothing_and_names_that_are_no_text_do_no_harm(tmp_path) -> None:
+    pairs(tmp_path / "data", "images/{}.jpg", "masks/{}.png")
+    os.mkfifo(tmp_path / "data" / "classes.txt")
+    os.mkfifo(tmp_path / "data" / "images" / "pipe.json")
+    (tmp_path / "data" / "images" / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "data" / "images" / "above").symlink_to(tmp_path / "data")
+    save(tmp_path / "data" / "extra.png", noise(1))
+    (tmp_path / "data" / "extra.png").rename(tmp_path / "data" / os.fsdecode(b"\xff.png"))
+    made_ = make_recipe(tmp_path / "data", tmp_path / "mine.yaml")
+    assert load_recipe(str(made_.recipe)).data.splits["train"].labels == "masks"
+    assert any("udcff.png" in fact for fact in made_.facts)
