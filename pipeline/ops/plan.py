@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from rich.table import Table
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import ClusterSpec, PhaseSpec
-from pipeline.data.sources import open_source
+from pipeline.data.sources import Sample, Source, open_source
 from pipeline.errors import ClusterError
 from pipeline.flow import Flow, Report
 from pipeline.results import RECEIPT, REPORT, Dataset, Evaluation
@@ -73,6 +75,45 @@ def _fit(spec: ClusterSpec) -> tuple[str, ...]:
     fit = cluster.workers_that_fit(spec, nodes)
     otherwise = ": the run would " + ("wait" if spec.autoscaling else "be refused")
     return (f"{where} holds {fit} at a time{otherwise * (fit < spec.min_workers)}",)
+
+
+NUM_CHECKED = 8
+"""Samples that a plan reads, evenly over all."""
+NUM_TOLD = 3
+
+
+def data_lines(recipe: Recipe) -> Iterator[str]:
+    """What the data set holds: counts and pairs, and what the ingest would say of a few samples."""
+    source = open_source(recipe)
+    samples, rejected = source.samples()
+    counts = Counter(sample.split for sample in samples)
+    listed = ", ".join(f"{n} {split}" for split, n in counts.items())
+    yield f"data: {len(samples)} pairs of image and label ({listed}), {len(rejected)} without a partner"
+    for why in rejected[:NUM_TOLD]:
+        yield f"  {why.split}/{why.id}: {why.reason}: {why.evidence}"
+    yield from _sample_lines(recipe, source, samples[:: -(-len(samples) // NUM_CHECKED) or 1])
+
+
+def _sample_lines(recipe: Recipe, source: Source, some: Sequence[Sample]) -> Iterator[str]:
+    from fcn.images import ImageError  # noqa: PLC0415 - OpenCV and Pillow take a moment
+    from pipeline.data.check import Rules, check_sample, find_range  # noqa: PLC0415
+
+    rules = Rules(recipe.data.input_rule(), recipe.data.label_rule())
+    if recipe.data.range == "auto":
+        rules = rules._replace(image=replace(rules.image, range=find_range(source, some)))
+    table = recipe.data.class_table()
+    px: Counter[str] = Counter()
+    faults = []
+    for sample in some:
+        try:
+            facts = check_sample(source, sample, rules)[1]
+        except ImageError as fault:
+            faults.append(f"  {sample.split}/{sample.id}: {fault}")
+        else:
+            px.update(dict(zip(table.names, facts.class_px, strict=True)))
+    shares = ", ".join(f"{name} {n / px.total():.1%}" for name, n in px.items() if n) or "no class"
+    yield f"{len(some) - len(faults)} of {len(some)} of them that were read are fit: {shares}"
+    yield from faults[:NUM_TOLD]
 
 
 def _num_train(flow: Flow) -> int:

@@ -47,6 +47,7 @@ class FolderSource:
                 )
             images = find_files(self.root, spec.images, IMAGE_SUFFIXES)
             labels = find_files(self.root, spec.labels, self.label_suffixes)
+            images = _without(images, labels)
             names = (
                 listed_names(self.root / spec.list, images)
                 if spec.list
@@ -103,6 +104,12 @@ class FolderSource:
         same = [_text(path.name) for path in beside if path.stem == Path(name).name]
         there = f"; of that name there is {', '.join(same)}" if same else ""
         return f"no file {wanted} in {folder or '.'}{there}"
+
+
+def _without(images: dict[str, Path], labels: dict[str, Path]) -> dict[str, Path]:
+    """The images without those files that are label maps of others, where all lie in one folder."""
+    taken = {path for name, path in labels.items() if name in images}
+    return {name: path for name, path in images.items() if path not in taken}
 
 
 def find_files(root: Path, place: str, suffixes: Sequence[str]) -> dict[str, Path]:
