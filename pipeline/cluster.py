@@ -103,7 +103,8 @@ def _require_ray(address: str) -> str:
         raise ValueError("an address is HOST:PORT, ray://HOST:PORT, auto or local")
     socket.create_connection((host.strip("[]"), int(port)), OPEN_S).close()
     if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
-        channel = grpc.insecure_channel(f"{host}:{port}")
+        options = [("grpc.enable_http_proxy", 0)]  # as Ray itself does
+        channel = grpc.insecure_channel(f"{host}:{port}", options)
         try:
             grpc.channel_ready_future(channel).result(OPEN_S)
         except grpc.FutureTimeoutError:

@@ -92,6 +92,7 @@ class Flow:
         self.store = Store(recipe.store)
         self.report = Report()
         self.logger: FlowLogger | None = None
+        self._registry_is_away = False
         self._at = ""
         """The name of the step that is being run."""
         self._pending: tuple[Lock, Any] | None = None
@@ -290,12 +291,15 @@ class Flow:
         from pipeline.tracking.client import speaking
         from pipeline.tracking.registry import open_registry
 
+        if self._registry_is_away:
+            return None
         try:
             registry = open_registry(self.recipe.tracking, self.store.cache)
             with speaking(registry.tracking.uri):
                 return question(registry)
         except OutageError as outage:
             log.warning("%s; what it has of models:/%s is not known now", outage, self.model)
+            self._registry_is_away = True
             return None
 
     def _begin_transplant(self) -> None:
