@@ -96,8 +96,10 @@ def _require_ray(address: str) -> str:
     Raises:
         OSError: nobody answers, or something that is no Ray.
     """
-    if address == "auto":  # what a Ray on this machine wrote down when it was started
-        address = services.canonicalize_bootstrap_address(address) or ""
+    if address == "auto":  # Ray itself would also take any that it sees among the processes
+        address = services.find_bootstrap_address(None) or ""
+        if not address:
+            raise ValueError("no Ray of this machine has written down its address")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         raise ValueError("an address is HOST:PORT, ray://HOST:PORT, auto or local")

@@ -93,8 +93,8 @@ class Flow:
         self.report = Report()
         self.logger: FlowLogger | None = None
         self._registry_is_away = False
-        self._at = ""
-        """The name of the step that is being run."""
+        self._at = "before the first step"
+        """How far it is, in words."""
         self._pending: tuple[Lock, Any] | None = None
         """The lock and the Ray task of a transplant that runs beside the ingest."""
 
@@ -122,9 +122,8 @@ class Flow:
             try:
                 return self._run_until(until)
             except KeyboardInterrupt:
-                where = f"in {self._at}" if self._at else "before the first step"
                 raise asked.error(
-                    f"{where}; what is finished is in the store, the same command goes on"
+                    f"{self._at}; what is finished is in the store, the same command goes on"
                 ) from None
 
     def _run_until(self, until: str) -> Report:
@@ -199,7 +198,7 @@ class Flow:
 
     def _run_step(self, step: Step, logger: RunLogger | None) -> None:
         """The step's result from the store, where it was or is computed now; then what MLflow lacks."""
-        began, self._at = time.perf_counter(), step.name
+        began, self._at = time.perf_counter(), f"in {step.name}"
         computed = step.stage.name == "transplant" and self._await_transplant()
         with self.store.compute_once(step.stage.folder, step.key, step.name) as manifest:
             if manifest is None:
@@ -207,6 +206,7 @@ class Flow:
                 computed = True
         result = self._read(step)
         how = "computed" if computed else "unchanged"
+        self._at = f"after {step.name}"
         log.info("%s %s (%s)", step.name, how, step.key)
         self.report.steps.append((step.name, how, time.perf_counter() - began))
         self.report.results[step.name] = result

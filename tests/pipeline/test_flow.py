@@ -185,6 +185,7 @@ np.savez("out.npz", *labels)
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     for row, label in zip(rows, np.load(tmp_path / "out.npz").values(), strict=True):
         assert (np.asarray(Image.open(names[shards.id(row)])) == label).all()
 
