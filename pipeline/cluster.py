@@ -264,9 +264,14 @@ def floods_kept(folder: Path) -> Iterator[None]:
 
 def cause_in_words(error: BaseException) -> str:
     """What an error of Ray comes to, and what helps, in place of its pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    task = isinstance(error, ray.exceptions.RayTaskError)  # it ends with what was raised
-    words = (lines[-1 if task else 0] if lines else type(error).__name__).rstrip(".")
+    name = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [name]
+    words = lines[0]
+    if isinstance(error, ray.exceptions.RayTaskError):  # it ends with what was raised
+        words = lines[-1]
+    elif not isinstance(error, ray.exceptions.RayError):
+        words = f"{name}: {words}"
+    words = words.rstrip(".")
     if any(each in str(error).lower() for each in NO_MEMORY):
         words = f"out of memory: {words}; lower finetune.micro_batch or use larger nodes"
     return f"{words}; the same command goes on from what is finished or saved"

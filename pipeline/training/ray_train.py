@@ -270,18 +270,20 @@ def _fit(trainer: TorchTrainer, checkpoints: Checkpoints, spec: ClusterSpec) -> 
     try:
         return _in_thread(trainer.fit)
     except ray.train.WorkerGroupError as error:
-        ours = [e for e in error.worker_failures.values() if isinstance(e, PipelineError)]
+        # What a worker's own code raised comes wrapped, with its traceback as its words.
+        causes = [getattr(e, "_base_exc", e) for e in error.worker_failures.values()]
+        ours = [e for e in causes if isinstance(e, PipelineError)]
         if ours:
             raise ours[0] from error
-        if any(says_full(e) for e in error.worker_failures.values()):
+        if any(says_full(e) for e in (*causes, *error.worker_failures.values())):
             raise StoreError(
                 f"no room for a checkpoint in {checkpoints} or {tempfile.gettempdir()}; free some "
                 "(`fcn-pipeline gc` shows what nothing refers to) and type the same command again: it "
                 "goes on from the last checkpoint"
             ) from error
-        causes = sorted({cause_in_words(each) for each in error.worker_failures.values()})
         raise ClusterError(
-            f"the workers failed too often (cluster.max_failures={spec.max_failures}): {causes[0]}"
+            f"the workers failed too often (cluster.max_failures={spec.max_failures}): "
+            f"{min(map(cause_in_words, causes))}"
         ) from error
     except ray.train.ControllerError as error:
         if "WorkerGroupStartupTimeoutError" in type(error.controller_failure).__name__:
