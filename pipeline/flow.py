@@ -23,7 +23,7 @@ from pipeline import signals
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec, Split
 from pipeline.errors import OutageError, StoreError
-from pipeline.results import NET, Dataset
+from pipeline.results import NET, Dataset, Registered
 from pipeline.stage_table import STAGES, Step, start_transplant
 from pipeline.storage.files import Marker
 from pipeline.storage.store import MANIFEST, Store, StoredFile, fingerprint
@@ -264,12 +264,14 @@ class Flow:
             return
         lost = not self._has_database()
         register = next((step for step in wanted if step.stage.name == "register"), None)
-        if register and (done := self.published(register)):
+        if register and self.published(register):
+            done = self._read(register)
+            assert isinstance(done, Registered)
             lost = lost or self._ask(lambda registry: not self._is_in(registry, done)) or False
             if lost:
                 log.warning(
                     "models:/%s/%s is not in MLflow any more; it is registered again",
-                    *(self.model, done["version"]),
+                    *(done.model, done.version),
                 )
                 self.store.withdraw(register.stage.folder, register.key)
         if lost:
@@ -281,10 +283,13 @@ class Flow:
         path = self.store.cache / "mlflow.db"
         return self.recipe.tracking.uri is not None or (path.exists() and path.stat().st_size > 0)
 
-    def _is_in(self, registry: ModelRegistry, done: dict[str, Any]) -> bool:
+    def _is_in(self, registry: ModelRegistry, done: Registered) -> bool:
+        """Whether a version is there, with the weights that the store has; any, if it has none now."""
         net = self.steps[self.steps["register"].needs[-1]]
-        weights = self.store.digests(net.stage.folder, net.key).get(NET)
-        return weights is not None and registry.has(self.model, done["version"], weights.sha256)
+        if not self.published(net):
+            return registry.has(done.model, done.version)
+        sha256 = self.store.digests(net.stage.folder, net.key)[NET].sha256
+        return registry.has(done.model, done.version, sha256)
 
     def _ask(self, question: Callable[[ModelRegistry], T]) -> T | None:
         """The registry's answer; None, and a line that says so, while MLflow is away."""
