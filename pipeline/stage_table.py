@@ -170,9 +170,11 @@ def _evaluated(flow: Flow) -> Shards:
 
 def _run_register(flow: Flow, step: Step) -> None:
     from pipeline.stages import evaluate, register
+    from pipeline.training.model import load_stored_net
 
     assert flow.logger is not None
     scores, net = flow.result(step.needs[0]), flow.result(step.needs[1])
+    load_stored_net(net.folder)  # what is registered is what was written
 
     def rescore(folder: Path) -> float:
         return evaluate.score_net(flow.recipe, folder, _evaluated(flow))

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.config.recipe import load_recipe
+from pipeline.errors import InterruptError, StoppedError, TrainingError
 
 
 def call(*arguments: str):
@@ -41,6 +42,26 @@ def test_recipes_are_listed_and_shown_as_files_that_load(tmp_path) -> None:
     path = tmp_path / "shown.yaml"
     path.write_text(shown.output)
     assert load_recipe(str(path)) == load_recipe("demo", ["finetune.epochs=3"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (InterruptError("stopped by Ctrl-C after step 3"), 130),
+        (StoppedError("stopped by SIGTERM after step 3"), 143),
+        (TrainingError("the loss is not finite"), 1),
+    ],
+)
+def test_what_stopped_a_command_is_its_exit_code(monkeypatch, raised, code) -> None:
+    def stop(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("pipeline.config.recipe.load_recipe", stop)
+    done = call("show", "demo")
+    assert done.exit_code == code
+    assert len(done.output.splitlines()) == 1
+    assert str(raised) in done.output
 
 
 @pytest.mark.parametrize("verb", ["run", "plan", "show", "ingest"])
