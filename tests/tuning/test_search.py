@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.schema import TrackingSpec
+from pipeline.storage.store import Store
 from pipeline.tracking.client import TrackingClient
 from tests.conftest import TINY
 from tests.server import Server
-from tuning.records import Records, Search, Trial, records_of
+from tuning.records import Records, Search, Trial
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -48,7 +49,7 @@ def store(tmp_path_factory) -> Path:
 
 
 def so_far(store: Path | str, name: str) -> Search | None:
-    records = Records(records_of(store, name).store, name)
+    records = Records(Store(store), name)
     return records.read()[0] if records.store.read_json(f"{records.folder}/search.json") else None
 
 
@@ -157,8 +158,8 @@ def require_all_logged(client: TrackingClient, search: Search) -> None:
             == trial.point["finetune.optimizer.lr"]
         )
     artifacts = {a.path for a in client.client.list_artifacts(parent.info.run_id, "report")}
-    date = search.plan.created[:10]
-    page = f"report/search-{search.plan.name}-{date}.html"
+    plan = search.plan
+    page = f"report/search-{plan.name}-{plan.created[:10]}-{plan.data[:8]}.html"
     assert {page, "report/map.png", "report/curves.png"} <= artifacts
     version = client.client.get_model_version_by_alias("demo", "challenger")
     assert float(version.tags["mean_iu"]) == pytest.approx(search.best().mean_iu)

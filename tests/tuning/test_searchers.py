@@ -5,11 +5,12 @@ from ray.tune.search import Searcher
 
 from pipeline.config.recipe import load_recipe
 from pipeline.errors import RecipeError
-from tests.tuning.made import FOUR, JITTER, LR, UPSCORE, WEIGHT_DECAY, Unwritten, fill, peak
-from tuning.searchers import NUM_AT_RANDOM, TrialSearcher, grid_points, suggest_by
-from tuning.space import parse_space
+from tests.tuning.made import FOUR, JITTER, LR, UPSCORE, WEIGHT_DECAY, Unwritten, fill, peak, plan
+from tuning.estimators import NUM_AT_RANDOM
+from tuning.searchers import TrialSearcher, grid_points, suggest_by
+from tuning.space import Space
 
-SPACE = parse_space(FOUR, "made")
+SPACE = Space.model_validate(FOUR)
 DEMO = load_recipe("demo")
 
 
@@ -18,7 +19,8 @@ def config_of(trial) -> dict:
 
 
 def by(kind: str, recipe=DEMO, space=SPACE, seed=0, num_trials=20):
-    return suggest_by(kind, space, recipe, seed, num_trials)
+    made = plan(sampler=kind, space=space, seed=seed, grid_trials=num_trials)
+    return suggest_by(made, recipe)
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
@@ -43,9 +45,9 @@ def test_a_recipe_outside_the_space_hinders_nothing() -> None:
     recipe = load_recipe(
         "demo", [f"{WEIGHT_DECAY}=0", "finetune.optimizer.lr=0.9", f"{UPSCORE}=learned"]
     )
-    space = parse_space(FOUR | {UPSCORE: {"choice": ["fixed", "bilinear"]}}, "made")
+    space = Space.model_validate(FOUR | {UPSCORE: {"choice": ["fixed", "bilinear"]}})
     suggest = by("tpe", recipe, space)
-    records = Unwritten(space=space.plain())
+    records = Unwritten(space=space)
     for number in range(NUM_AT_RANDOM + 4):
         records.add(number, suggest(number, records.search.over()))
         records.score(number, 1000, 200, 0.5, status="finished")
@@ -60,7 +62,7 @@ def test_estimators_go_where_the_good_values_lie_and_learn_from_failures() -> No
         point = suggest(number, records.search.over())
         records.add(number, point)
         if point[LR] > 0.013:
-            records.end(number, "failed", "the loss became nan")
+            records.update(number, status="failed", reason="the loss became nan")
         else:
             records.score(number, 1000, 200, peak(point), status="finished")
     early, late = (
@@ -72,7 +74,7 @@ def test_estimators_go_where_the_good_values_lie_and_learn_from_failures() -> No
 
 
 def test_a_grid_is_whole_and_no_larger_than_wanted() -> None:
-    space = parse_space({LR: FOUR[LR], JITTER: FOUR[JITTER]}, "made")
+    space = Space.model_validate({LR: FOUR[LR], JITTER: FOUR[JITTER]})
     assert len(grid_points(space, DEMO, 20)) == 4 * 4 + 1
     suggest = by("grid", space=space)
     points = [tuple(suggest(n, []).values()) for n in range(17)]
@@ -87,7 +89,7 @@ def test_what_was_under_way_is_handed_out_before_anything_new() -> None:
     records = Unwritten()
     fill(records, 2)
     records.add(2, {LR: 0.1})
-    records.end(2, "stopped", "the budget is spent")
+    records.update(2, status="stopped", reason="the budget is spent")
     found = searcher(records)
     assert found.suggest("a") == {"number": 2, "point": {LR: 0.1}}
     assert records.search.trials[2].status == "running"
