@@ -73,14 +73,17 @@ def wait_for_scores(store: Path, name: str, count: int, process, output: Path) -
 
 def kill_a_process(of: bytes, group: int) -> None:
     """SIGKILL to a process of a session that does something, as soon as there is one."""
+    os.kill(wait_for_process(of, group), signal.SIGKILL)
+
+
+def wait_for_process(of: bytes, group: int) -> int:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 pid = int(cmdline.parent.name)
                 if of in cmdline.read_bytes() and os.getsid(pid) == group:
-                    os.kill(pid, signal.SIGKILL)
-                    return
+                    return pid
         time.sleep(0.02)
     raise AssertionError(f"no process does {of.decode()}")
 
@@ -232,6 +235,10 @@ def test_trials_of_two_workers_survive_a_killed_worker_and_a_killed_process(
     output = tmp_path / "output"
     process = start(line, output)
     try:
+        wait_for_process(
+            b"TrainController", process.pid
+        )  # it reserves room; no worker is there yet
+        kill_a_process(b"Trainable.train", process.pid)
         wait_for_scores(store, "wide", 1, process, output)
         kill_a_process(b"RayTrainWorker", process.pid)
         wait_for_scores(store, "wide", 2, process, output)
