@@ -31,8 +31,6 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
     "figure.constrained_layout.use": True,
     "figure.dpi": 200,
 }
@@ -192,5 +190,5 @@ def _figure(height_in: float = HEIGHT_IN) -> tuple[Figure, Axes]:
 
 
 def _with_legend(figure: Figure) -> Figure:
-    figure.legend(loc="outside lower center", ncols=5)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure

@@ -2,8 +2,11 @@
 
 import base64
 import io
+import json
 import re
-from html import unescape
+import shutil
+import subprocess
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -208,3 +211,46 @@ def test_text_from_outside_cannot_become_markup(tmp_path) -> None:
     path = write_report(records.search, tmp_path)
     assert Page(path).text.count(evil) >= 2
     assert evil in unescape(path.read_text())
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+MEASURE = """
+<iframe id=shown style="width: {width}px; height: 900px; border: 0" srcdoc="{page}"></iframe>
+<pre id=measured></pre>
+<script>
+onload = () => {{
+  const page = document.getElementById("shown").contentDocument;
+  const images = [...page.images];
+  document.getElementById("measured").textContent = JSON.stringify({{
+    title: page.title, width: page.documentElement.scrollWidth,
+    drawn: images.filter(i => i.complete && i.naturalWidth > 0).length,
+    widest: Math.max(...images.map(i => i.getBoundingClientRect().right)),
+    smallest: Math.min(...images.map(i => i.getBoundingClientRect().width)),
+  }});
+}};
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width_px", [360, 1280], ids=["phone", "desk"])
+def test_a_browser_shows_the_page_whole_on_screens_of_any_width(width_px, tmp_path) -> None:
+    """Nothing sticks out to the side; the three pictures are there and are not tiny."""
+    page = write_report(made(24), tmp_path / "page").read_text()
+    frame = tmp_path / "frame.html"
+    frame.write_text(MEASURE.format(width=width_px, page=escape(page)))
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
+    command = [
+        CHROMIUM,
+        *options,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        frame.as_uri(),
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = json.loads(unescape(re.search("<pre id=.measured.>(.*?)</pre>", shown, re.S)[1]))
+    assert found["title"] == "Search made, 2026-01-02, data d1a5e5d1"
+    assert found["width"] <= width_px
+    assert found["drawn"] == 3
+    assert found["widest"] <= width_px
+    assert found["smallest"] > 280
