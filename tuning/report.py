@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 import shlex
-from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
@@ -22,39 +19,31 @@ from tuning.settings import Settings
 from tuning.space import Distribution
 
 
-class Picture(NamedTuple):
-    """A picture of the page, or the words in its place."""
-
-    title: str
-    note: str
-    png: str = ""
-    """In base64; empty if there is nothing to draw."""
-
-
 def write_report(search: Search, folder: Path) -> Path:
     """The page and its pictures in a folder; the page holds the pictures too.
 
     Written whole or not at all, so that it can be looked at while the search goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plan, best = search.plan, search.best()
+    plan, found = search.plan, importances(search)
     trained, saved = search.steps_trained, search.steps_saved
     pages = Environment(loader=PackageLoader("tuning", ""), autoescape=True, trim_blocks=True)
-    pages.filters["quote"] = shlex.quote
+    pages.filters |= {"quote": shlex.quote, "word": word, "score": _score}
     text = pages.get_template("page.html").render(
         title=f"Search {plan.name}, {plan.created[:10]}, data {plan.data[:8]}",
         search=search,
         plan=plan,
-        best=best,
+        best=search.best(),
+        own=search.trials.get(0),
         names=short_names(list(plan.space.dimensions)),
-        against=_against(search, best),
+        drawn=" and ".join(short_names(axes_of(search, found)).values()),
         counts=_counts(search) or "no trial yet",
         trained=trained,
         saved_percent=100 * saved / ((trained + saved) or 1),
-        pictures=list(_pictures(search, folder)),
+        found=found,
+        too_few=MIN_TRIALS,
+        pictures=_pictures(search, found, folder),
         searched={key: _words(each) for key, each in plan.space.dimensions.items()},
-        score=_score,
-        word=word,
         duration=lambda trial: timedelta(seconds=round(trial.seconds)),
     )
     page = folder / f"search-{plan.name}-{plan.created[:10]}-{plan.data[:8]}.html"
@@ -77,65 +66,20 @@ def _words(distribution: Distribution) -> str:
     return words + ("" if choice else ", log-uniform" if distribution.log else ", uniform")
 
 
-def _against(search: Search, best: Trial | None) -> str:
-    """How the best compares with the recipe as it was; that it was not trained to its end."""
-    own, words = search.trials.get(0), ""
-    if best is not None and best.number == 0:
-        words = ", the recipe as it is"
-    elif best and own and own.mean_iu is not None and best.mean_iu is not None:
-        words = f", {best.mean_iu - own.mean_iu:+.4f} against the recipe as it is"
-        words += "" if own.status == "finished" else f" (which is {own.status})"
-    if best is not None and best.status != "finished":
-        words += (
-            f". It is {best.status} after {best.scores[-1].images:,} of {search.plan.max_images:,} "
-            "images; no trial has finished, so this may change"
-        )
-    return words
-
-
-def _pictures(search: Search, folder: Path) -> Iterable[Picture]:
-    if not search.trials:
-        return
-    found = importances(search)
-    keys = axes_of(search, found)
-    yield _drawn(
-        "Where the good values lie",
-        f"Each mark is a trial at its {' and '.join(short_names(keys).values())}. Pruned trials are "
-        "hollow: their mean IU is of less training and so lower than it might have become.",
-        folder / "map.png",
-        point_map(search, keys),
-    )
-    if any(trial.scores for trial in search.trials.values()):
-        note = (
-            "Mean IU on the validation images; at some of the dots a trial may be pruned. Along the "
-            "top: how many trials were scored there."
-        )
-        yield _drawn(
-            "How they learned, how far they came", note, folder / "curves.png", curves(search)
-        )
-        yield _importance(found, folder)
-
-
-def _importance(found: Importances | None, folder: Path) -> Picture:
-    title = "What mattered"
-    if found is None:
-        note = f"Fewer than {MIN_TRIALS} trials were scored at the same validation: too few to tell one "
-        return Picture(title, f"{note}dimension's influence from another's.")
-    note = (
-        f"From the {found.num_trials} trials scored after {found.images:,} images. The bar is how much "
-        "of the variance of mean IU a parabola in that dimension alone follows (for a choice: the means "
-        "of its values). The black line is where 90 % of the bars fall if the trials are drawn again. "
-        "The tick across is what chance reaches: if no dimension mattered, in 95 % of searches no bar "
-        "would cross its tick; a bar short of it, drawn grey, says nothing."
-    )
-    return _drawn(title, note, folder / "importance.png", importance_bars(found))
-
-
-def _drawn(title: str, note: str, path: Path, figure: Figure) -> Picture:
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    path.write_bytes(content.getvalue())
-    return Picture(title, note, base64.b64encode(content.getvalue()).decode())
+def _pictures(search: Search, found: Importances | None, folder: Path) -> dict[str, str]:
+    """Each picture that there is something to draw in, as a file in the folder and in base64."""
+    drawn: dict[str, Figure] = {}
+    if search.trials:
+        drawn["map"] = point_map(search, axes_of(search, found))
+    if search.survival():
+        drawn["curves"] = curves(search)
+    if found:
+        drawn["importance"] = importance_bars(found)
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png")
+    return {
+        name: base64.b64encode((folder / f"{name}.png").read_bytes()).decode() for name in drawn
+    }
 
 
 def head_line(search: Search, settings: Settings, under_way: str) -> str:

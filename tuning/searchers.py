@@ -61,14 +61,10 @@ class TrialSearcher(Searcher):
             return None
         return self.records.add(number, self.suggest_point(number, search.over()))
 
-    def on_trial_complete(self, *args: Any, **info: Any) -> None:
-        """Nothing, as for the next two: the records are what a session begins from, not Tune's files."""
+    def _nothing(self, *args: Any, **info: Any) -> None:
+        """The records are what a session begins from, not Tune's files."""
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+    on_trial_complete = save = restore = _nothing
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
