@@ -65,14 +65,10 @@ class SearchCallback(tune.Callback):
 
     def ending(self) -> str:
         """Why no more trials begin; empty if they do."""
-        left_s = self.left_s()
-        spent = "the budget is spent" if left_s is not None and left_s <= 0 else ""
-        return self.stopped_by or self.halted or str(self.failure or "") or spent
-
-    def left_s(self) -> float | None:
-        """Time left of the budget."""
         budget_s = self.settings.budget_s
-        return None if budget_s is None else budget_s - self.records.spent_s()
+        spent = budget_s is not None and self.records.spent_s() >= budget_s
+        failure = str(self.failure or "")
+        return self.stopped_by or self.halted or failure or "the budget is spent" * spent
 
     def close_all(self) -> None:
         """Log trials that are over, but of which MLflow may lack something."""
@@ -144,8 +140,9 @@ class SearchCallback(tune.Callback):
             self._clean(LEAVE_S)
             if self.records.unwritten_s() > TICK_S:
                 self.records.tick()
-            note, over = self._note(), len(self.records.search.over())
-            self._progress.update(self._bar, completed=over, note=note)
+            search, left = self.records.search, self.settings.words_left(self.records.spent_s())
+            over = len(search.over())
+            self._progress.update(self._bar, completed=over, note=search.words() + left)
         if self.ending() and not self._leaving:
             self._leaving = now
             self._actor.stop.remote()
@@ -218,16 +215,6 @@ class SearchCallback(tune.Callback):
                 free_workers(number)
                 self.records.store.remove(self.records.checkpoints_of(number))
                 del self._removable[number]
-
-    def _note(self) -> str:
-        search, left_s = self.records.search, self.left_s()
-        counts = search.counts()
-        words = [f"{counts[status]} {status}" for status in ("running", "pruned", "failed")]
-        if (best := search.best()) and best.mean_iu is not None:
-            words.insert(0, f"best {best.mean_iu:.4f} (trial {best.number})")
-        if left_s is not None:
-            words.append(f"{max(0.0, left_s) / 60:.0f} min of the budget left")
-        return "  ".join(words)
 
     def _drain(self) -> None:
         rows, texts = ray.get(self._actor.drain.remote())

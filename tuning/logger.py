@@ -57,11 +57,9 @@ class SearchLogger(RunLogger):
         """The page, its pictures, and which trial was the best."""
         self.log_rows(self.run, [(len(search.over()), metrics)] if metrics else [])
         self.do(lambda client: client.log_folder(self.run.id, report, "report"))
-        counts = ", ".join(f"{count} {status}" for status, count in search.counts().items())
-        words = f"{len(search.trials)} trials: {counts}"
-        if (best := search.best()) and best.mean_iu is not None:
-            words = f"best mean IU {best.mean_iu:.4f} by trial {best.number}; {words}"
+        if best := search.best():
             self.do(lambda client: self._tag_best(client, best.number, list(search.trials)))
+        words = f"{len(search.trials)} trials: {search.words()}"
         self.do(lambda client: client.set_note(self.run.id, words))
 
     def run_of(self, client: TrackingClient, number: int) -> str | None:

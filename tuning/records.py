@@ -140,6 +140,13 @@ class Search:
         """Number of trials by status."""
         return Counter(trial.status for trial in self.trials.values())
 
+    def words(self) -> str:
+        """How far it has come, for a reader."""
+        words = [f"{count} {status}" for status, count in sorted(self.counts().items())]
+        if (best := self.best()) and best.mean_iu is not None:
+            words.append(f"best mean IU {best.mean_iu:.4f} by trial {best.number}")
+        return ", ".join(words) or "no trial yet"
+
     def survival(self) -> dict[int, int]:
         """How many trials were scored, by images seen."""
         return dict(sorted(Counter(n for t in self.trials.values() for n in t.curve).items()))

@@ -37,7 +37,6 @@ def write_report(search: Search, folder: Path) -> Path:
         own=search.trials.get(0),
         names=short_names(list(plan.space.dimensions)),
         drawn=" and ".join(short_names(axes_of(search, found)).values()),
-        counts=_counts(search) or "no trial yet",
         trained=trained,
         saved_percent=100 * saved / ((trained + saved) or 1),
         found=found,
@@ -50,10 +49,6 @@ def write_report(search: Search, folder: Path) -> Path:
     draft = page.with_suffix(".draft")
     draft.write_text(text)
     return draft.replace(page)
-
-
-def _counts(search: Search) -> str:
-    return ", ".join(f"{count} {status}" for status, count in sorted(search.counts().items()))
 
 
 def _score(trial: Trial) -> str:
@@ -84,12 +79,10 @@ def _pictures(search: Search, found: Importances | None, folder: Path) -> dict[s
 
 def head_line(search: Search, settings: Settings, under_way: str) -> str:
     """How far a search has come, in a line for the terminal."""
-    words = [f"{len(search.over())} of {settings.trials} trials are over", _counts(search)]
-    if settings.budget_s is not None:
-        left_s = max(0.0, settings.budget_s - search.spent_s)
-        words.append(f"{left_s / 60:.0f} of {settings.budget_s / 60:.0f} min of the budget left")
+    over, left = len(search.over()), settings.words_left(search.spent_s)
     state = f"under way, {under_way}" if under_way else "nobody is at it"
-    return f"{settings.name}: {', '.join(filter(None, words))}; {state}"
+    words = f"{over} of {settings.trials} trials are over, {search.words()}{left}"
+    return f"{settings.name}: {words}; {state}"
 
 
 def trial_table(search: Search) -> Table:

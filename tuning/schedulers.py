@@ -20,7 +20,7 @@ from tuning.records import Search, SearchPlan
 MAX_HALVINGS = 3
 """More rungs than these would prune on a few percent of the training."""
 NEVER: Any = float("inf")
-"""Images after which the median rule would pause a trial to wait for others; Ray says that it is an int."""
+"""Images after which the median rule would pause a trial to wait for others; an int to Ray."""
 MEDIAN_GRACE_FRAC = 0.2
 """The median rule lets every trial train this share of the whole."""
 

@@ -51,6 +51,13 @@ class Settings(Spec):
         """The budget in seconds."""
         return None if self.budget is None else _seconds(self.budget)
 
+    def words_left(self, spent_s: float) -> str:
+        """What is left of the budget, for a reader; empty without one."""
+        if self.budget_s is None:
+            return ""
+        left_s = max(0.0, self.budget_s - spent_s)
+        return f", {left_s / 60:.0f} of {self.budget_s / 60:.0f} min of the budget left"
+
 
 def _seconds(text: str) -> float:
     found = DURATION.fullmatch(text.strip())

@@ -37,7 +37,7 @@ class Session:
         self.callback = SearchCallback(
             recipe, settings, records, logger, actor, Progress(disable=True)
         )
-        self.records = records
+        self.records, self.settings = records, settings
 
     def _drain(self) -> tuple[dict[int, list[Any]], list[str]]:
         rows, self.rows = self.rows, {}
@@ -179,7 +179,11 @@ def test_a_session_that_ends_leaves_its_trials_to_the_next(begun, mlflow, tmp_pa
     with open_logger() as logger:
         again = session(logger, budget="2h")
         assert [t.number for t in again.records.search.under_way()] == [0, 1]
-        assert 0 < again.callback.left_s() < 3600
+        assert again.callback.ending() == ""
+        assert (
+            again.settings.words_left(again.records.spent_s())
+            == ", 60 of 120 min of the budget left"
+        )
 
 
 def test_a_failure_is_an_end_like_any_other_and_too_many_end_the_search(
