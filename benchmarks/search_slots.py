@@ -7,6 +7,7 @@ sleeps, each at a speed of its own, and reports a mean IU that follows from its 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections import Counter
@@ -65,6 +66,7 @@ def busy(spans: list[tuple[float, float]], begin: float, end: float, slots: int)
 @click.option("--scheduler", default="asha", show_default=True)
 def main(slots: int, trials: int, scheduler: str) -> None:
     """Print how busy the slots were and how many starts there were."""
+    os.environ.update(search.ENVIRONMENT)
     search.TrialTrainable = wrap_function(sleep_as_if_trained)  # type: ignore[misc]
     ray.init("local", num_cpus=slots, log_to_driver=False, include_dashboard=False)
     with tempfile.TemporaryDirectory() as folder:

@@ -56,7 +56,9 @@ class SearchCallback(tune.Callback):
         self.failure: Exception | None = None
         """An error of ours, which is raised when Tune has ended."""
         self._actor, self._progress = actor, progress
-        self._bar: TaskID = progress.add_task("trials", total=settings.trials, note="")
+        self._bar: TaskID = progress.add_task(
+            "trials", total=records.search.plan.grid_trials or settings.trials, note=""
+        )
         self._heard: dict[int, float] = {}
         """When each trial began or was last heard of."""
         self._polled = self._leaving = 0.0

@@ -80,8 +80,9 @@ def _pictures(search: Search, found: Importances | None, folder: Path) -> dict[s
 def head_line(search: Search, settings: Settings, under_way: str) -> str:
     """How far a search has come, in a line for the terminal."""
     over, left = len(search.over()), settings.words_left(search.spent_s)
+    wanted = search.plan.grid_trials or settings.trials
     state = f"under way, {under_way}" if under_way else "nobody is at it"
-    words = f"{over} of {settings.trials} trials are over, {search.words()}{left}"
+    words = f"{over} of {wanted} trials are over, {search.words()}{left}"
     return f"{settings.name}: {words}; {state}"
 
 
