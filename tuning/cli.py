@@ -35,9 +35,12 @@ def settings_options(*names: str) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         for name in reversed(names or tuple(Settings.model_fields)):
             field = Settings.model_fields[name]
-            has_default = field.default is not None and not field.is_required()
-            text = f"{field.description}{f'  [default: {field.default}]' if has_default else ''}"
-            command = click.option(f"--{name.replace('_', '-')}", help=text)(command)
+            kind, text = "TEXT", field.description or ""
+            if field.default is not None and not field.is_required():
+                kind = type(field.default).__name__.upper().replace("STR", "TEXT")
+                text += f"  [default: {field.default}]" * (not names)
+            option = f"--{name.replace('_', '-')}"
+            command = click.option(option, metavar=kind, help=text)(command)
         return command
 
     return add
