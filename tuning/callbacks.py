@@ -22,9 +22,8 @@ from pipeline.errors import RecipeError
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.progress import Row
 from pipeline.training.state import HISTORY, History
-from tuning.charts import short_names, word
 from tuning.logger import SearchLogger
-from tuning.records import UNDER_WAY, Records, Search, Trial
+from tuning.records import UNDER_WAY, Records, Trial
 from tuning.settings import Settings
 from tuning.trainable import LEAVE_S, free_workers
 
@@ -191,7 +190,7 @@ class SearchCallback(tune.Callback):
         self.logger.end(trial, history(self.records, number, recipe), search)
         if trial.status not in UNDER_WAY:
             self.logger.after(lambda: self._forget(number))
-        log.info("%s", sentence(search, number))
+        log.info("%s", sentence(trial))
         over = search.over()
         failed = [t for t in over if t.status == "failed"]
         if len(failed) >= MIN_FAILED and len(failed) > limit * len(over):
@@ -251,14 +250,12 @@ def history(records: Records, number: int, recipe: Recipe) -> list[Row]:
     return rows
 
 
-def sentence(search: Search, number: int) -> str:
+def sentence(trial: Trial) -> str:
     """How a trial ended, for a line on the screen."""
-    trial = search.trials[number]
-    names = short_names(list(trial.point))
-    point = ", ".join(f"{names[key]} {word(v)}" for key, v in trial.point.items())
     score = f"mean IU {trial.mean_iu:.4f}; " if trial.mean_iu is not None else ""
     why = f" ({trial.reason})" if trial.reason else ""
-    return f"trial {number} {trial.status} after step {trial.steps}{why}: {score}{point}"
+    words = f"trial {trial.number} {trial.status} after step {trial.steps}{why}"
+    return f"{words}: {score}{'  '.join(trial.overrides())}"
 
 
 def _number(info: dict[str, Any]) -> int:

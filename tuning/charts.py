@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -19,21 +19,7 @@ from tuning.records import Search, Status
 from tuning.space import LR, WEIGHT_DECAY
 
 INK, GREY, BLUE, ACCENT = "#1f2933", "#8a94a0", "#0072b2", "#d55e00"
-STYLE: dict[Any, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.labelcolor": INK,
-    "axes.xmargin": 0.06,
-    "axes.ymargin": 0.06,
-    "grid.alpha": 0.25,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 200,
-}
+STYLE = "seaborn-v0_8-whitegrid"
 WIDTH_IN, HEIGHT_IN = 5.6, 4.3
 """Narrow, so that its letters can be read where a phone shrinks it."""
 FORMS: dict[Status, str] = {
@@ -184,9 +170,11 @@ def _scale(axes: Axes, side: Literal["x", "y"], search: Search, key: str) -> Flo
 
 
 def _figure(height_in: float = HEIGHT_IN) -> tuple[Figure, Axes]:
-    with rc_context(STYLE):
-        figure = Figure((WIDTH_IN, height_in))
-        return figure, figure.subplots()
+    with style.context(STYLE):
+        figure = Figure((WIDTH_IN, height_in), layout="constrained", dpi=200)
+        axes: Axes = figure.subplots()
+    axes.margins(0.06)
+    return figure, axes
 
 
 def _with_legend(figure: Figure) -> Figure:
