@@ -106,7 +106,7 @@ class SearchCallback(tune.Callback):
                 images, mean_iu = result["images"], result["mean_iu"]
                 self.records.score(number, images, step, mean_iu, spent_s=spent_s, **changes)
             else:
-                self.records.advance(number, step, spent_s, **changes)
+                self.records.update(number, step, spent_s, **changes)
 
     def on_trial_complete(self, *args: Any, **info: Any) -> None:
         """A trial is over, or Tune stopped it without a result."""
@@ -139,8 +139,7 @@ class SearchCallback(tune.Callback):
         with self._keeping_failure():
             self._drain()
             self._clean(LEAVE_S)
-            if self.records.unwritten_s() > TICK_S:
-                self.records.tick()
+            self.records.tick(TICK_S)
             search, left = self.records.search, self.settings.words_left(self.records.spent_s())
             over = len(search.over())
             self._progress.update(self._bar, completed=over, note=search.words() + left)

@@ -236,18 +236,16 @@ class Records:
         """A new trial."""
         return self._write(Trial(number=number, point=point))
 
-    def update(self, number: int, **changes: object) -> Trial:
-        """Change what is known of a trial; how it ended comes with its place among those that did."""
-        status = changes.get("status")
+    def update(self, number: int, step: int = 0, spent_s: float = 0.0, **changes: object) -> Trial:
+        """Change what is known of a trial, which has come to a step in so much time.
+
+        If it ends, its place among those that did is kept with how it did.
+        """
+        trial, status = self.search.trials[number], changes.get("status")
         if status is not None:
             changes["ended"] = None if status in UNDER_WAY else len(self.search.over())
-        return self._write(self.search.trials[number].model_copy(update=changes))
-
-    def advance(self, number: int, step: int, spent_s: float = 0.0, **changes: object) -> Trial:
-        """A trial has come to a step, in so much time; it may end there or stop."""
-        trial = self.search.trials[number]
-        steps, seconds = max(trial.steps, step), trial.seconds + spent_s
-        return self.update(number, steps=steps, seconds=seconds, **changes)
+        came = {"steps": max(trial.steps, step), "seconds": trial.seconds + spent_s}
+        return self._write(trial.model_copy(update=changes | came))
 
     def score(
         self,
@@ -266,20 +264,17 @@ class Records:
             order = sum(len(t.scores) for t in self.search.trials.values())
             new = Score(images=images, step=step, mean_iu=mean_iu, order=order)
             scores = tuple(sorted((*scores, new), key=lambda score: score.images))
-        return self.advance(number, step, spent_s, scores=scores, **changes)
-
-    def unwritten_s(self) -> float:
-        """Time of this session that is not written down yet."""
-        return time.monotonic() - self._written_at
+        return self.update(number, step, spent_s, scores=scores, **changes)
 
     def spent_s(self) -> float:
         """Time of all sessions, up to now."""
-        return self.search.spent_s + self.unwritten_s()
+        return self.search.spent_s + time.monotonic() - self._written_at
 
-    def tick(self) -> None:
-        """Write down the time that this session has spent so far."""
-        self.search.spent_s, self._written_at = self.spent_s(), time.monotonic()
-        self.store.write_json(f"{self.folder}/clock.json", {"spent_s": self.search.spent_s})
+    def tick(self, after_s: float = 0.0) -> None:
+        """Write down the time that has been spent, if that was last done so long ago."""
+        if (now := time.monotonic()) - self._written_at >= after_s:
+            self.search.spent_s, self._written_at = self.spent_s(), now
+            self.store.write_json(f"{self.folder}/clock.json", {"spent_s": self.search.spent_s})
 
     def _write(self, trial: Trial) -> Trial:
         name = f"{self.folder}/records/{trial.number}.json"

@@ -113,7 +113,7 @@ def _train(
 ) -> None:
     if float(records.search.trials[number].point.get(LR, 0)) > 0.013:  # type: ignore[arg-type]
         why = "the loss became nan at step 7, on scene-17 & others; a lower lr is the remedy"
-        records.advance(number, 7, 9, status="failed", reason=why)
+        records.update(number, 7, 9, status="failed", reason=why)
         return
     for images in IMAGES:
         score = top * (1 - math.exp(-images / 250)) + noise * rng.standard_normal()

@@ -18,7 +18,7 @@ def run_of_three(records: Records) -> None:
     records.score(0, 100, 20, 0.5, spent_s=1.0)
     records.score(1, 100, 20, 0.2, spent_s=1.5, status="pruned", reason="by asha")
     records.score(0, 1000, 200, 0.7, spent_s=2.0, status="finished")
-    records.advance(2, 4, status="failed", reason="the loss became nan")
+    records.update(2, 4, status="failed", reason="the loss became nan")
 
 
 def test_a_search_adds_up(tmp_path) -> None:
@@ -121,7 +121,7 @@ def test_a_stopped_trial_is_under_way_and_goes_on_with_its_scores() -> None:
     records = Unwritten()
     records.add(0, {LR: 1.0})
     records.score(0, 100, 20, 0.4)
-    records.advance(0, 45, status="stopped", reason="the budget is spent")
+    records.update(0, 45, status="stopped", reason="the budget is spent")
     assert [t.number for t in records.search.under_way()] == [0]
     assert records.search.over() == []
     trial = records.update(0, status="running", reason="")

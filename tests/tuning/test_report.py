@@ -138,7 +138,7 @@ def test_a_search_of_failures_says_so(tmp_path) -> None:
     for number in range(3):
         records.add(number, {**OWN, LR: 10.0 ** (number - 4)})
         why = "worker <0> ran out of memory & died"
-        records.advance(number, 0, 4000, status="failed", reason=why)
+        records.update(number, 0, 4000, status="failed", reason=why)
     page = reported(records.search, tmp_path)
     assert "No trial came through" in page.text
     assert "worker <0> ran out of memory & died" in page.text

@@ -231,6 +231,9 @@ def test_trials_of_two_workers_survive_a_killed_worker_and_a_killed_process(
     """On two cores: a trial whose workers were not freed would block the next for ever."""
     arguments = ("--trials", "3", "--workers", "2", "--sampler", "random", "--seed", "3")
     run(search(store, *arguments, "--name", "whole"))
+    best = so_far(store, "whole").best().number
+    begun = [*(store / f"searches/whole/trials/{best}/0").glob("attempt-*")]
+    assert len(begun) == 1  # its workers were started once
     line = search(store, *arguments, "--name", "wide")
     output = tmp_path / "output"
     process = start(line, output)
