@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib import style
@@ -88,19 +88,18 @@ def point_map(search: Search, keys: Sequence[str]) -> Figure:
         axes.scatter(x[rest], y[rest], s=55, marker="x", color=GREY, lw=1.8, label="never scored")
     for name, trial in (("recipe", search.trials.get(0)), ("best", search.best())):
         if trial:
-            (form, size, colour), at = RINGS[name], trials.index(trial)
-            ring: dict[str, Any] = {
-                "marker": form,
-                "fc": "none",
-                "ec": colour,
-                "lw": 1.8,
-                "zorder": 4,
-            }
-            axes.scatter(x[at], y[at], size, **ring)
-            axes.scatter([], [], size / 2.5, **ring, label=name)
+            at = trials.index(trial)
+            _ring(axes, name, x[at], y[at])
     if scored:
         figure.colorbar(colours, ax=axes, label="mean IU", pad=0.02).outline.set_visible(False)
     return _with_legend(figure)
+
+
+def _ring(axes: Axes, name: str, x: float, y: float) -> None:
+    """Around a trial, and in the legend."""
+    form, size, ink = RINGS[name]
+    axes.scatter(x, y, size, marker=form, fc="none", ec=ink, lw=1.8, zorder=4)
+    axes.scatter([], [], size / 2.5, marker=form, fc="none", ec=ink, lw=1.8, label=name)
 
 
 def curves(search: Search) -> Figure:
@@ -112,16 +111,10 @@ def curves(search: Search) -> Figure:
             kind = "best" if trial == best else trial.status
             colour, width, dashes = CURVES[kind]
             label = "" if kind in named else kind
-            line: dict[str, Any] = {
-                "color": colour,
-                "lw": width,
-                "ls": dashes,
-                "marker": "o",
-                "ms": 4,
-            }
-            axes.plot(list(trial.curve), list(trial.curve.values()), **line, label=label)
+            images, scores = list(trial.curve), list(trial.curve.values())
+            axes.plot(images, scores, f"o{dashes}", color=colour, lw=width, ms=4, label=label)
             if trial.status == "failed":
-                axes.plot(*list(trial.curve.items())[-1], "x", color=colour, ms=10, mew=2)
+                axes.plot(images[-1], scores[-1], "x", color=colour, ms=10, mew=2)
             named.add(kind)
     axes.set(xlabel="images seen in training", ylabel="mean IU", xlim=(0, None), ylim=(0, None))
     reached = list(search.survival().items())
@@ -163,9 +156,8 @@ def _scale(axes: Axes, side: Literal["x", "y"], search: Search, key: str) -> Flo
         return where + np.random.default_rng(ord(side)).uniform(-0.28, 0.28, len(where))
     if distribution.log:
         axes.set(**{f"{side}scale": "log"})
-    axes.update_datalim(
-        [distribution.bounds] * 2 if side == "y" else [(b, b) for b in distribution.bounds]
-    )
+    bounds = [(bound, bound) for bound in distribution.bounds]
+    axes.update_datalim(bounds, updatex=side == "x", updatey=side == "y")
     return where
 
 
