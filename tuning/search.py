@@ -24,7 +24,7 @@ from pipeline.data.sampler import steps_per_epoch
 from pipeline.errors import StoppedError, TrainingError
 from pipeline.flow import Flow
 from pipeline.logs import progress_bar
-from pipeline.results import Evaluation
+from pipeline.results import Dataset, Evaluation
 from pipeline.stages import register
 from pipeline.stages.finetune import FinetuneInputs, publish
 from pipeline.storage.store import Store, fingerprint
@@ -136,33 +136,37 @@ class Driver:
     prepared: dict[tuple[str, ...], Flow] = field(default_factory=dict)
     """Flows whose data set and weights are there, by the keys of these."""
 
-    def prepare(self, recipe: Recipe) -> tuple[Flow, FinetuneInputs]:
-        """The flow of a recipe and what its first phase starts from; logged to the search's run."""
+    def prepare(self, recipe: Recipe) -> tuple[Flow, Dataset, FinetuneInputs]:
+        """The flow of a recipe, its data, and what its first phase starts from, made if need be."""
         flow = Flow(recipe)
         ready = [step for step in flow.steps.values() if step.name in ("ingest", "transplant")]
         keys = tuple(step.key for step in ready)
         if keys not in self.prepared:
             flow.prepare(self.logger)
-            self.prepared[keys] = flow
             if "transplant" in flow.steps:
                 require_receipt(flow.result("transplant").folder)
+            self.prepared[keys] = flow
         first = self.prepared[keys]
-        data = first.result("ingest")
-        return flow, FinetuneInputs(
-            phase=recipe.phases[0],
-            train=first.shards("train"),
-            val=first.shards("val"),
-            num_train=data.counts["train"],
-            start=first.stored("transplant") if "transplant" in flow.steps else None,
-            receipt=None,
-            rows={split: data.shard_rows(split) for split in data.files},
+        data: Dataset = first.result("ingest")
+        return (
+            flow,
+            data,
+            FinetuneInputs(
+                phase=recipe.phases[0],
+                train=first.shards("train"),
+                val=first.shards("val"),
+                num_train=data.counts["train"],
+                start=first.stored("transplant") if "transplant" in flow.steps else None,
+                receipt=None,
+                rows={split: data.shard_rows(split) for split in data.files},
+            ),
         )
 
     def plan(self, sampler: str, scheduler: str) -> SearchPlan:
         """What decides the search."""
         recipe, settings = self.recipe, self.settings
-        flow, inputs = self.prepare(recipe)
-        num_train = inputs.num_train
+        _, data, _ = self.prepare(recipe)
+        num_train = data.counts["train"]
         space = settings.space or default_space(recipe, num_train)
         check(space, recipe, num_train)
         epochs = sum(phase.epochs for phase in recipe.phases)
@@ -173,7 +177,7 @@ class Driver:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             recipe=recipe.name,
             science=science(recipe),
-            data=flow.result("ingest").digest,
+            data=data.digest,
             seed=settings.seed,
             space=space,
             sampler=sampler,
@@ -235,7 +239,7 @@ class Driver:
     def config_of(self, trial: Trial) -> dict[str, Any]:
         """What a trial's process is given."""
         recipe, records = self.recipe.changed(trial.overrides()), self.records
-        flow, inputs = self.prepare(recipe)
+        flow, _, inputs = self.prepare(recipe)
         keys = tuple(step.key for step in flow.steps.values() if step.is_phase)
         place = (records.store, records.checkpoints_of(trial.number))
         return {"task": TrialTask(trial.number, recipe, *place, inputs, keys, self.key)}

@@ -86,10 +86,11 @@ def grid_points(space: Space, recipe: Recipe, at_most: int) -> list[Point]:
 
     A grid has one point at least.
     """
-    own, points = space.own(recipe), space.grid(1)
-    for size in range(2, at_most + 1):
-        finer = space.grid(size)
-        if len(finer) >= at_most:
+    own = space.own(recipe)
+    points: list[Point] = []
+    for size in range(1, at_most + 1):
+        finer = [own, *(point for point in space.grid(size) if point != own)]
+        if points and len(finer) > at_most:
             break
         points = finer
-    return [own, *(point for point in points if point != own)][:at_most]
+    return points[:at_most]
