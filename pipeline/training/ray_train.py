@@ -72,6 +72,10 @@ class TrainingTask:
     until: int | None = None
     """The step after which the training stops; None is the end of the phase."""
 
+    def scaling(self) -> ray.train.ScalingConfig:
+        """How many workers there are, and what each of them takes."""
+        return scaling(self.recipe.cluster)
+
     def trainer(
         self,
         context: DistContext,
@@ -235,7 +239,7 @@ def train(task: TrainingTask, checkpoints: Checkpoints, forwarder: MetricsForwar
             "checkpoints": checkpoints,
             "metrics_actor": forwarder.actor,
         },
-        scaling_config=scaling(task.recipe.cluster),
+        scaling_config=task.scaling(),
         run_config=run_config(task.recipe.cluster, folder, KEPT, filesystem),
     )
     with forwarder:
