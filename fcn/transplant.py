@@ -87,16 +87,16 @@ def transplant_classifier(
     name = net.blueprint.backbone
     known = classifier_of(name)
     classifier = known.build().eval()
-    published = known.known_names() if known.known_names else None
-    match = match_names(state, classifier.state_dict(), name, known=published, given=names)
+    own = classifier.state_dict()
+    match = match_names(state, own, name, known=known.known_names(), given=names)
     classifier.load_state_dict({target: state[key] for key, target in match.names.items()})
     dense = Backbone(classifier, name, net.backbone.preprocessing).eval()
-    difference = _classifier_difference(classifier, dense, (224, 288) if known.pooled else (224,))
+    sizes_px = (224, 288) if dense.pooled else (known.family.native_px,)
+    difference = _classifier_difference(classifier, dense, sizes_px)
     _require(difference, f"{name} and its convolutional form", f"Is {source} a {name}?")
 
     # The dense form holds the classifier's own memory, so an address tells where each tensor went.
     lives_at = {tensor.data_ptr(): target for target, tensor in dense.state_dict().items()}
-    own = classifier.state_dict()
     pairs = {key: lives_at[own[target].data_ptr()] for key, target in match.names.items()}
     kept = {key: target for key, target in pairs.items() if not target.startswith("class_layer")}
     net.backbone.load_state_dict(
@@ -105,7 +105,7 @@ def transplant_classifier(
             for key, target in kept.items()
         }
     )
-    proof = "mean of the class map" if known.pooled else "class map at 224 px"
+    proof = "mean of the class map" if dense.pooled else f"class map at {sizes_px[0]} px"
     entries = (*_entries(net, state, kept, prefix="backbone."), *_initialised(net, {}))
     forms = "The classifier with these weights and its convolutional form give the same scores."
     return Receipt(
@@ -169,11 +169,9 @@ def _classifier_difference(
     differences = []
     for size_px in sizes_px:
         x = _noise(classifier, size_px)
-        features = dense(x)[32]
-        if not features.std() > 0:  # NaN is dead too
+        if not dense(x)[dense.coarsest].std() > 0:  # NaN is dead too
             return float("nan")
-        class_map = dense.class_layer(features)
-        differences.append(_relative(class_map.mean((2, 3)), classifier(x)))
+        differences.append(_relative(dense.classify(x), classifier(x)))
     return max(differences)
 
 

