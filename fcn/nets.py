@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fcn.backbones import Preprocessing, build_backbone, classifier_of
 from fcn.backbones.table import require_stride
 from fcn.geometry import Geometry, align, fused, on_meta
-from fcn.upsample import Upscore
+from fcn.upsample import Upscore, UpscoreKind
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Blueprint:
     num_classes: int
     stride: Literal[8, 16, 32]
     """The finest map that is scored: FCN-8s, 16s or 32s."""
-    upscore: Literal["fixed", "learned"] = "fixed"
+    upscore: UpscoreKind = "fixed"
+    """Bilinear for good, learned for each class, or learned for each pair of classes (see Upscore)."""
     border: Literal["compact", "paper"] = "compact"
     """How the net treats the border of the image.
 
@@ -86,7 +87,7 @@ class FCN(nn.Module):
         # round up over nothing instead, so where there is a reference the pools do the same.
         self.rounds_up = paper and not self.backbone.pooled
         self.border_px = self._pad_as_the_paper() if paper else self._pad_fc6()
-        self._align(learned=blueprint.upscore == "learned")
+        self._align()
         self.margin_px = self._margin()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ class FCN(nn.Module):
                 head[i] = nn.ZeroPad2d((before, after, before, after))
         return 0
 
-    def _align(self, *, learned: bool) -> None:
+    def _align(self) -> None:
         """Derive every kernel and every crop from where the maps lie on the image."""
         image = Geometry()
         taps = self.backbone.geometry(Geometry(offset_px=-self.border_px))
@@ -155,7 +156,7 @@ class FCN(nn.Module):
                 a = replace(a, crop_fine=0)
             self.alignment[name] = a
             self.upscore[name] = Upscore(
-                self.blueprint.num_classes, a.kernel, a.factor, learned=learned
+                self.blueprint.num_classes, a.kernel, a.factor, self.blueprint.upscore
             )
             here = fused(target, a)
 

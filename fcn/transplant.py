@@ -93,7 +93,7 @@ def transplant_classifier(
     dense = Backbone(classifier, name, net.backbone.preprocessing).eval()
     sizes_px = (224, 288) if dense.pooled else (known.family.native_px,)
     difference = _classifier_difference(classifier, dense, sizes_px)
-    _require(difference, f"{name} and its convolutional form", f"Is {source} a {name}?")
+    require_agreement(difference, f"{name} and its convolutional form", f"Is {source} a {name}?")
 
     # The dense form holds the classifier's own memory, so an address tells where each tensor went.
     lives_at = {tensor.data_ptr(): target for target, tensor in dense.state_dict().items()}
@@ -106,12 +106,12 @@ def transplant_classifier(
         }
     )
     proof = "mean of the class map" if dense.pooled else f"class map at {sizes_px[0]} px"
-    entries = (*_entries(net, state, kept, prefix="backbone."), *_initialised(net, {}))
+    fates = (*entries(net, state, kept, prefix="backbone."), *initialised(net, {}))
     forms = "The classifier with these weights and its convolutional form give the same scores."
     return Receipt(
         source=source,
         backbone=name,
-        entries=entries,
+        entries=fates,
         proof=f"classifier == {proof}",
         max_difference=difference,
         matched_by=match.rule,
@@ -138,16 +138,16 @@ def transplant_net(net: FCN, donor: FCN, source: str, *, same_classes: bool) -> 
         and (same_classes or key.startswith("backbone."))
     }
     net.load_state_dict({target: state[key] for key, target in kept.items()}, strict=False)
-    x = _noise(donor, 96)
+    x = noise(donor, 96)
     with torch.inference_mode():
         taps, donors = net.eval().backbone(x), donor.eval().backbone(x)
-    difference = max(_relative(taps[s], donors[s]) for s in taps)
-    _require(difference, f"the backbones of {source} and this net", "Is the file damaged?")
-    entries = (*_entries(net, state, kept), *_initialised(net, kept))
+    difference = max(relative(taps[s], donors[s]) for s in taps)
+    require_agreement(difference, f"the backbones of {source} and this net", "Is the file damaged?")
+    fates = (*entries(net, state, kept), *initialised(net, kept))
     return Receipt(
         source=source,
         backbone=ours,
-        entries=entries,
+        entries=fates,
         proof="taps of both backbones",
         max_difference=difference,
         matched_by="the same names",
@@ -156,7 +156,8 @@ def transplant_net(net: FCN, donor: FCN, source: str, *, same_classes: bool) -> 
     )
 
 
-def _noise(module: nn.Module, size_px: int) -> Tensor:
+def noise(module: nn.Module, size_px: int) -> Tensor:
+    """Two normalised images (2, 3, size_px, size_px), the same at every call."""
     generator = torch.Generator().manual_seed(size_px)
     x = torch.randn(2, 3, size_px, size_px, generator=generator)
     return x.to(next(module.parameters()).dtype)
@@ -168,20 +169,25 @@ def _classifier_difference(
 ) -> float:
     differences = []
     for size_px in sizes_px:
-        x = _noise(classifier, size_px)
+        x = noise(classifier, size_px)
         if not dense(x)[dense.coarsest].std() > 0:  # NaN is dead too
             return float("nan")
-        differences.append(_relative(dense.classify(x), classifier(x)))
+        differences.append(relative(dense.classify(x), classifier(x)))
     return max(differences)
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
+def relative(a: Tensor, b: Tensor) -> float:
     """Greatest difference over the greatest value; infinite where it is no number."""
-    relative = (a - b).abs().max() / b.abs().max()
-    return float(relative) if relative.isfinite() else math.inf
+    fraction = (a - b).abs().max() / b.abs().max()
+    return float(fraction) if fraction.isfinite() else math.inf
 
 
-def _require(difference: float, what: str, remedy: str) -> None:
+def require_agreement(difference: float, what: str, remedy: str) -> None:
+    """Make sure that two forms give the same answers.
+
+    Raises:
+        ValueError: they do not, or answer nothing (NaN).
+    """
     if math.isnan(difference):
         raise ValueError(
             f"{what} are dead: their features are the same whatever the image. {remedy}"
@@ -196,7 +202,12 @@ def sha256(tensor: Tensor) -> str:
     return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def _entries(net: FCN, state: State, kept: Mapping[str, str], prefix: str = "") -> Iterator[Entry]:
+def entries(net: FCN, state: State, kept: Mapping[str, str], prefix: str = "") -> Iterator[Entry]:
+    """What became of each tensor of a file.
+
+    Raises:
+        ValueError: one is not in the net bit for bit.
+    """
     own = net.state_dict()
     for key, tensor in state.items():
         digest = sha256(tensor)
@@ -210,7 +221,8 @@ def _entries(net: FCN, state: State, kept: Mapping[str, str], prefix: str = "") 
         yield Entry(key, target, fate, tuple(tensor.shape), tuple(own[target].shape), digest)
 
 
-def _initialised(net: FCN, kept: Mapping[str, str]) -> Iterator[Entry]:
+def initialised(net: FCN, kept: Mapping[str, str]) -> Iterator[Entry]:
+    """The net's tensors outside the backbone that came from nowhere."""
     for target, tensor in net.state_dict().items():
         if not target.startswith("backbone.") and target not in kept.values():
             yield Entry(None, target, "initialised", None, tuple(tensor.shape), sha256(tensor))

@@ -7,7 +7,9 @@ import json
 import pickle
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,8 +29,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ValueError: the file is missing, damaged, or holds anything but tensors by name.
     """
     if not path.is_file():
-        raise ValueError(f"no weights file at {path}; give the path of a .pth or .safetensors file")
+        raise ValueError(
+            f"no weights file at {path}; give the path of a .pth, .safetensors or .npz file"
+        )
     try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -37,10 +44,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} is a pickle of more than tensors, which could run code when opened, so it was "
             "not; save a plain state dict: torch.save(net.state_dict(), path)"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, BadZipFile) as error:
         raise ValueError(f"{path} is not a readable weights file: {error}") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(
             f"{path} holds no state dict of tensors by name; save net.state_dict() into it"

@@ -202,6 +202,18 @@ def recipes() -> None:
 
 
 @main.command()
+@click.argument("names", nargs=-1)
+@click.option("--markdown", is_flag=True, help="Print the table as docs/backbones.md has it.")
+def backbones(names: tuple[str, ...], markdown: bool) -> None:
+    """List the classifiers that a net can grow from: NAMES, or all (half a minute)."""
+    from pipeline.ops import backbones as ops
+
+    rows = ops.describe(names)
+    for line in ops.markdown(rows) if markdown else ops.plain(rows):
+        click.echo(line)
+
+
+@main.command()
 @recipe_arguments
 def show(recipe: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe with all defaults and overrides filled in."""

@@ -33,8 +33,9 @@ class NetSpec(Spec):
     """A classifier of torchvision or an EfficientNet-Lite; `fcn-pipeline backbones` lists them."""
     stride: Stride = 8
     """Finest map that is scored: 32, 16 or 8 for FCN-32s, 16s, 8s."""
-    upscore: Literal["fixed", "learned"] = "fixed"
-    """Upsampling starts bilinear; fixed stays so."""
+    upscore: Literal["fixed", "learned", "dense"] = "fixed"
+    """Upsampling starts bilinear; `fixed` stays so, `learned` has a kernel for each class, `dense` one for
+    each pair of classes, as the paper."""
     border: Literal["compact", "paper"] = "compact"
     """`paper` pads by 100 px as the reference code does; `compact` keeps maps as small as can be."""
     skip_scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fcn.backbones import BACKBONES
 from fcn.nets import FCN
+from fcn.original import is_original, transplant_original
 from fcn.transplant import Receipt, transplant_classifier, transplant_net
 from fcn.weights import class_table, load_net, read_about, read_weights, save_net
 from pipeline.config.recipe import Recipe
@@ -81,7 +82,15 @@ def _transplant(net: FCN, recipe: Recipe, store: Store) -> Receipt:
         theirs = class_table(read_about(folder)).names
         same = theirs == recipe.data.class_table().names
         return transplant_net(net, load_net(folder), weights, same_classes=same)
-    return transplant_classifier(net, read_weights(Path(weights)), weights, spec.names)
+    return _from_file(net, weights, spec.names)
+
+
+def _from_file(net: FCN, path: str, names: dict[str, str] | None) -> Receipt:
+    """Weights of a classifier, or of an FCN of the reference code."""
+    state = read_weights(Path(path))
+    if names is None and is_original(state):
+        return transplant_original(net, state, path)
+    return transplant_classifier(net, state, path, names)
 
 
 def _net_folder(weights: str, recipe: Recipe, store: Store) -> Path:

@@ -76,7 +76,7 @@ def test_upsampled_coordinates_land_on_their_own_pixels(fine, factor, half_steps
     coarse = Geometry(fine * factor, half_steps * fine / 2)
     a = align(coarse, target)
     x = coarse.offset_px + coarse.stride_px * torch.arange(24, dtype=torch.float32)
-    up = Upscore(1, a.kernel, a.factor, learned=False)(x.expand(24, 24)[None, None])[0, 0]
+    up = Upscore(1, a.kernel, a.factor, "fixed")(x.expand(24, 24)[None, None])[0, 0]
     row = up[up.shape[0] // 2, a.crop_coarse :]
     begin = fused(target, a).offset_px
     inside = slice(2 * a.kernel, 2 * a.kernel + 3 * factor)
