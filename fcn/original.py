@@ -53,8 +53,8 @@ def transplant_original(net: FCN, state: State, source: str) -> Receipt:
     The file's own layers are run one after another, and must give the net's coarsest map.
 
     Raises:
-        ValueError: the net has another backbone, preprocessing or stride, a tensor is missing, left over or
-            of another shape, or the upsampling in the file is not what this net can hold.
+        ValueError: the net has another backbone, preprocessing or stride, a tensor is missing, left over
+            or of another shape, or the upsampling in the file is not what this net can hold.
     """
     backbone = net.blueprint.backbone
     if backbone not in CONVS:
@@ -69,7 +69,7 @@ def transplant_original(net: FCN, state: State, source: str) -> Receipt:
         )
     own = net.state_dict()
     named = {key: ".".join(_split(key)) for key in state}
-    targets = {name: target for name, target in _targets(net)}
+    targets = dict(_targets(net))
     kept = {key: targets[name] for key, name in named.items() if name in targets}
     kept = {key: target for key, target in kept.items() if _fits(state[key], own[target], target)}
     _require_all(kept, named, net, source)
@@ -137,7 +137,7 @@ def _fits(theirs: Tensor, own: Tensor, target: str) -> bool:
     if theirs.shape == own.shape:
         return True
     flat = target.startswith("backbone.") and theirs.numel() == own.numel()
-    return flat and [n for n in theirs.shape if n > 1][0] == own.shape[0]
+    return flat and next(n for n in theirs.shape if n > 1) == own.shape[0]
 
 
 def _require_all(kept: dict[str, str], named: dict[str, str], net: FCN, source: str) -> None:

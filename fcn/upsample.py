@@ -25,7 +25,7 @@ class Upscore(nn.Module):
 
     - `fixed`: one bilinear kernel that stays so. The reference code found no significant difference.
     - `learned`: one kernel a class, which starts bilinear; the first paper learns the inner ones.
-    - `dense`: the paper's full tensor, a kernel for each pair of classes, zero off the diagonal at first.
+    - `dense`: the paper's full tensor: a kernel for each pair of classes, at first on the diagonal.
     """
 
     def __init__(self, num_classes: int, kernel: int, factor: int, kind: UpscoreKind) -> None:

@@ -33,12 +33,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"no weights file at {path}; give the path of a .pth, .safetensors or .npz file"
         )
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _opened(path)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is a pickle of more than tensors, which could run code when opened, so it was "
@@ -46,13 +41,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, BadZipFile) as error:
         raise ValueError(f"{path} is not a readable weights file: {error}") from error
-    for key in ("state_dict", "model_state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(
             f"{path} holds no state dict of tensors by name; save net.state_dict() into it"
         )
+    return state
+
+
+def _opened(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            return state[key]
     return state
 
 

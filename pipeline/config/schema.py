@@ -34,8 +34,8 @@ class NetSpec(Spec):
     stride: Stride = 8
     """Finest map that is scored: 32, 16 or 8 for FCN-32s, 16s, 8s."""
     upscore: Literal["fixed", "learned", "dense"] = "fixed"
-    """Upsampling starts bilinear; `fixed` stays so, `learned` has a kernel for each class, `dense` one for
-    each pair of classes, as the paper."""
+    """Upsampling starts bilinear; `fixed` stays so, `learned` has a kernel for each class, `dense`
+    one for each pair of classes, as the paper."""
     border: Literal["compact", "paper"] = "compact"
     """`paper` pads by 100 px as the reference code does; `compact` keeps maps as small as can be."""
     skip_scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)

