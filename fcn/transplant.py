@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from fcn.backbones import Backbone, classifier_of
 from fcn.nets import FCN
-from fcn.weight_names import State, match_names
+from fcn.weight_names import Match, State, match_names
 
 TOLERANCE = 1e-4
 """Classifier and dense form may differ by this fraction of the greatest score: float32 rounding of
 sums over 25,088 inputs, taken in another order."""
 
-Fate = Literal["copied", "reshaped", "initialised", "dropped"]
+Fate = Literal["copied", "reshaped", "grown", "initialised", "dropped"]
+"""Grown: what belongs to a class came by the class's name, the rest starts as in a new net."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,8 @@ def transplant_classifier(
     """
     name = net.blueprint.backbone
     known = classifier_of(name)
-    classifier = known.build().eval()
+    classifier, match = load_classifier(name, state, names)
     own = classifier.state_dict()
-    match = match_names(state, own, name, known=known.known_names(), given=names)
-    classifier.load_state_dict({target: state[key] for key, target in match.names.items()})
     dense = Backbone(classifier, name, net.backbone.preprocessing).eval()
     sizes_px = (224, 288) if dense.pooled else (known.family.native_px,)
     difference = _classifier_difference(classifier, dense, sizes_px)
@@ -120,40 +119,105 @@ def transplant_classifier(
     )
 
 
-def transplant_net(net: FCN, donor: FCN, source: str, *, same_classes: bool) -> Receipt:
-    """Copy another FCN's weights: the backbone whole, and what scores the same classes.
+def load_classifier(
+    name: str, state: State, names: Mapping[str, str] | None = None
+) -> tuple[nn.Module, Match]:
+    """The classifier with these weights, and how their names were matched.
+
+    Raises:
+        ValueError: the weights are of another net, or their names cannot be matched with certainty.
+    """
+    known = classifier_of(name)
+    classifier = known.build().eval()
+    own = classifier.state_dict()
+    match = match_names(state, own, name, known=known.known_names(), given=names)
+    classifier.load_state_dict({target: state[key] for key, target in match.names.items()})
+    return classifier, match
+
+
+def transplant_net(
+    net: FCN, donor: FCN, source: str, theirs: Sequence[str], ours: Sequence[str]
+) -> Receipt:
+    """Copy another FCN's weights: the backbone whole, scores and upsampling by the names of classes.
+
+    `theirs` and `ours` are the classes of the donor and of the net, in their order. What scores a class
+    that the donor does not have stays as in a new net.
 
     Raises:
         ValueError: the donor has another backbone, or the two backbones then disagree.
     """
-    theirs, ours = donor.blueprint.backbone, net.blueprint.backbone
-    if theirs != ours:
-        raise ValueError(f"{source} has a {theirs}, this net a {ours}; set net.backbone={theirs}")
+    backbone = donor.blueprint.backbone
+    if backbone != (own_backbone := net.blueprint.backbone):
+        raise ValueError(
+            f"{source} has a {backbone}, this net a {own_backbone}; set net.backbone={backbone}"
+        )
     own, state = net.state_dict(), donor.state_dict()
     kept = {
         key: key
         for key, tensor in state.items()
         if key in own
         and own[key].shape == tensor.shape
-        and (same_classes or key.startswith("backbone."))
+        and (list(theirs) == list(ours) or key.startswith("backbone."))
     }
     net.load_state_dict({target: state[key] for key, target in kept.items()}, strict=False)
+    grown = _grow(net, {k: t for k, t in state.items() if k not in kept}, theirs, ours)
     x = noise(donor, 96)
     with torch.inference_mode():
         taps, donors = net.eval().backbone(x), donor.eval().backbone(x)
     difference = max(relative(taps[s], donors[s]) for s in taps)
     require_agreement(difference, f"the backbones of {source} and this net", "Is the file damaged?")
-    fates = (*entries(net, state, kept), *initialised(net, kept))
+    came = {entry.source for entry in grown}
+    rest = {key: tensor for key, tensor in state.items() if key not in came}
+    fates = (
+        *entries(net, rest, kept),
+        *grown,
+        *initialised(net, {**kept, **{str(e.source): str(e.target) for e in grown}}),
+    )
     return Receipt(
         source=source,
-        backbone=ours,
+        backbone=backbone,
         entries=fates,
         proof="taps of both backbones",
         max_difference=difference,
         matched_by="the same names",
-        covers=(ARRIVED, "Both backbones give the same maps at every stride."),
+        covers=(
+            ARRIVED,
+            "Both backbones give the same maps at every stride.",
+            *([_kept_classes(theirs, ours)] if grown else []),
+        ),
         does_not_cover=(SCORES_TRUSTED, TRAINING_TRUSTED),
     )
+
+
+def _grow(net: FCN, state: State, theirs: Sequence[str], ours: Sequence[str]) -> tuple[Entry, ...]:
+    """Copy what belongs to classes of the same name, of scores and learned upsampling."""
+    shared = [(theirs.index(name), ours.index(name)) for name in ours if name in theirs]
+    if not shared:
+        return ()
+    source, target = (list(numbers) for numbers in zip(*shared, strict=True))
+    grown, own = [], net.state_dict()
+    for key, tensor in state.items():
+        if key not in own or own[key].ndim != tensor.ndim:
+            continue
+        new, taken = own[key].clone(), tensor[source]
+        if tensor.ndim == 4 and tensor.shape[:2] == (len(theirs),) * 2:  # upscore: dense
+            taken = taken[:, source]
+            rows = new[target]
+            rows[:, target] = taken
+            taken = rows
+        if new[target].shape != taken.shape:
+            continue
+        new[target] = taken
+        net.load_state_dict({key: new}, strict=False)
+        shapes = tuple(tensor.shape), tuple(new.shape)
+        grown.append(Entry(key, key, "grown", *shapes, sha256(new)))
+    return tuple(grown)
+
+
+def _kept_classes(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    kept = ", ".join(name for name in ours if name in theirs)
+    new = ", ".join(name for name in ours if name not in theirs) or "no class"
+    return f"Scores of {kept} are the donor's, by the classes' names; scores of {new} start anew."
 
 
 def noise(module: nn.Module, size_px: int) -> Tensor:

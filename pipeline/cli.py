@@ -214,6 +214,31 @@ def backbones(names: tuple[str, ...], markdown: bool) -> None:
 
 
 @main.command()
+@click.argument("backbone")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--class", "class_name", required=True, help="Name of a class of ImageNet.")
+@click.option(
+    *("--weights", "weights"),
+    default="package",
+    show_default=True,
+    help="Where the classifier's weights come from: package, torchvision, or a file.",
+)
+@click.option(
+    *("-o", "--output"),
+    default="heatmap.png",
+    show_default=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Picture to write.",
+)
+def heatmap(backbone: str, image: Path, class_name: str, weights: str, output: Path) -> None:
+    """Draw where in IMAGE the classifier BACKBONE sees a class, before any fine-tuning."""
+    from pipeline.ops.heatmap import heatmap
+
+    greatest = heatmap(backbone, image, class_name, weights, output)
+    click.echo(f"{output}: {class_name} with a probability of at most {greatest:.3f}")
+
+
+@main.command()
 @recipe_arguments
 def show(recipe: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe with all defaults and overrides filled in."""

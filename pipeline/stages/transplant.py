@@ -71,18 +71,30 @@ def _transplant(net: FCN, recipe: Recipe, store: Store) -> Receipt:
         raise WeightsError("transplant.names is for a file of weights; remove it for this source")
     if weights == "torchvision":
         enum = BACKBONES[backbone].torchvision_weights
-        if enum is None:
-            raise WeightsError(f"torchvision has no weights of {backbone}; use package or a file")
-        return transplant_classifier(net, _download(enum), f"torchvision {enum}")
+        return transplant_classifier(net, published(backbone, weights), f"torchvision {enum}")
     if weights == "package":
-        state = read_weights(package_file(backbone))
+        state = published(backbone, weights)
         return transplant_classifier(net, state, source_state(recipe, store))
     if weights.startswith(NETS):
         folder = _net_folder(weights, recipe, store)
         theirs = class_table(read_about(folder)).names
-        same = theirs == recipe.data.class_table().names
-        return transplant_net(net, load_net(folder), weights, same_classes=same)
+        ours = recipe.data.class_table().names
+        return transplant_net(net, load_net(folder), weights, theirs, ours)
     return _from_file(net, weights, spec.names)
+
+
+def published(backbone: str, source: str) -> dict[str, Tensor]:
+    """ImageNet weights of a backbone from `torchvision` or `package`.
+
+    Raises:
+        WeightsError: there are none, or they cannot be had.
+    """
+    if source == "package":
+        return read_weights(package_file(backbone))
+    enum = BACKBONES[backbone].torchvision_weights
+    if enum is None:
+        raise WeightsError(f"torchvision has no weights of {backbone}; use package or a file")
+    return _download(enum)
 
 
 def _from_file(net: FCN, path: str, names: dict[str, str] | None) -> Receipt:

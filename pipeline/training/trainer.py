@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, AdamW, Optimizer
 
 from fcn.losses import count_valid, cross_entropy_sum
@@ -145,11 +145,12 @@ class TrainStep:
             sums = self.context.sum(self.statistics.weighted(num_real))
             self.statistics.finish(sums, counts.micro_batches)
         mean_loss = float(self.context.sum(total)) / max(counts.valid_px, 1)
-        grad_norm = float(
-            get_total_norm(p.grad for p in self.net.parameters() if p.grad is not None)
-        )
+        norm = get_total_norm(p.grad for p in self.net.parameters() if p.grad is not None)
+        grad_norm = float(norm)
         if not math.isfinite(mean_loss + grad_norm):  # the same on all workers: all of them raise
             raise self._not_finite(mean_loss, grad_norm, micro_batches)
+        if self.spec.max_grad_norm:
+            clip_grads_with_norm_(self.net.parameters(), self.spec.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepStats(mean_loss, grad_norm, counts.images, counts.notices > 0)
