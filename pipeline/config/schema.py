@@ -134,8 +134,13 @@ class FinetuneSpec(Spec):
     batch_norm: Literal["frozen", "micro", "sync"] | None = None
     """`frozen` (statistics of the pretrained weights), `micro` (of each micro-batch) or `sync` (of what
     all workers hold; CUDA). If not given: frozen after a transplant, micro from scratch."""
+    class_weights: Literal["none", "inverse", "median-frequency"] | tuple[PositiveFloat, ...] = (
+        "none"
+    )
+    """How much a pixel of each class counts: by the counts of the train split, or a number for each
+    class. The loss is divided by the weights of all valid pixels of the global batch."""
     max_grad_norm: PositiveFloat | None = None
-    """Gradients of a greater norm (over all parameters, of the whole global batch) are scaled down to it."""
+    """Gradients of a greater norm (over all parameters) are scaled down to it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the net's computations, by autocast; its weights stay fp32."""
     channels_last: bool = False

@@ -134,6 +134,11 @@ class Shards:
         """Height and width of a sample."""
         return self._cell(index, "height_px"), self._cell(index, "width_px")
 
+    def class_px(self) -> list[list[int]]:
+        """Pixels of each class in each sample, void left out."""
+        tables = map(self._table, range(len(self.files)))
+        return [counts for table in tables for counts in table["class_px"].to_pylist()]
+
     def image_label(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Image (H, W, 3) and label (H, W), both uint8."""
         return (

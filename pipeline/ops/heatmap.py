@@ -66,7 +66,7 @@ def heatmap(backbone: str, image: Path, class_name: str, weights: str, output: P
 def probability(
     backbone: str, classifier: nn.Module, number: int, image: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """Probability (H, W) of a class at each pixel of an image (H, W, 3), as an FCN of its coarsest map."""
+    """Probability (H, W) of a class at each pixel of an image (H, W, 3), from the coarsest map."""
     coarsest = build_backbone(backbone).coarsest
     net = FCN(Blueprint(backbone, 1, coarsest)).eval()  # type: ignore[arg-type]
     assert net.blueprint.preprocessing is not None

@@ -20,6 +20,12 @@ RUN = (
 )
 """One of each family is computed with; VGG16 and AlexNet with few channels. The others have the same
 layers in greater number: their shapes are followed without computing them."""
+DEEP = (
+    *("resnet152", "densenet161", "densenet169", "densenet201", "efficientnet_b4"),
+    *("efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_m"),
+    *("efficientnet_v2_l", "convnext_small", "convnext_base", "convnext_large"),
+)
+"""To trace these takes seconds each, and they repeat the blocks of the smaller ones."""
 SLOW = ("caffenet", "vgg11_bn", "wide_resnet50_2", "efficientnet_v2_s")
 
 
@@ -36,7 +42,9 @@ def name(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in DEEP else n for n in BACKBONES]
+)
 def test_any_size_in_the_same_size_out_from_the_strides_of_the_table(name) -> None:
     with torch.device("meta"):
         net = FCN(Blueprint(name, 3, 8)).eval()
