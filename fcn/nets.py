@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcn.backbones import STRIDES, Preprocessing, build_backbone, classifier_of
-from fcn.geometry import Geometry, align, fused
-from fcn.upsample import Upscore
+from fcn.backbones import Preprocessing, build_backbone, classifier_of
+from fcn.backbones.table import require_stride
+from fcn.geometry import Geometry, align, fused, on_meta
+from fcn.upsample import Upscore, UpscoreKind
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Blueprint:
     num_classes: int
     stride: Literal[8, 16, 32]
     """The finest map that is scored: FCN-8s, 16s or 32s."""
-    upscore: Literal["fixed", "learned"] = "fixed"
+    upscore: UpscoreKind = "fixed"
+    """Bilinear for good, learned for each class, or learned for each pair of classes (see Upscore)."""
     border: Literal["compact", "paper"] = "compact"
     """How the net treats the border of the image.
 
@@ -70,27 +72,31 @@ class FCN(nn.Module):
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
         known = classifier_of(blueprint.backbone)
+        require_stride(blueprint.backbone, blueprint.stride)
         # Weights and preprocessing stay together: a saved net never depends on a default.
         blueprint = replace(blueprint, preprocessing=blueprint.preprocessing or known.preprocessing)
         self.blueprint = blueprint
-        self.strides = [s for s in reversed(STRIDES) if s >= blueprint.stride]  # coarse to fine
         self.backbone = build_backbone(blueprint.backbone, blueprint.preprocessing)
+        self.strides = [
+            s for s in sorted(self.backbone.channels, reverse=True) if s >= blueprint.stride
+        ]  # coarse to fine
         self.score = nn.ModuleDict(
             {str(s): _zeros(self.backbone.channels[s], blueprint.num_classes) for s in self.strides}
         )
-        self.scale = dict(zip((32, 16, 8), (1.0, *blueprint.skip_scale), strict=True))
+        self.scale = dict(zip((16, 8), blueprint.skip_scale, strict=True))
         paper = blueprint.border == "paper"
         # After a convolution, zeros that grew around the image hold relu(bias). The reference's pools
         # round up over nothing instead, so where there is a reference the pools do the same.
-        self.rounds_up = paper and not known.pooled
-        self.margin_px = 0 if paper else known.margin_px
+        self.rounds_up = paper and not self.backbone.pooled
         self.border_px = self._pad_as_the_paper() if paper else self._pad_fc6()
-        self._align(learned=blueprint.upscore == "learned")
+        self._align()
+        self.margin_px = self._margin()
 
     def forward(self, image: Tensor) -> Tensor:
         """Score maps (N, K, H, W) float from RGB images (N, 3, H, W), uint8 or float in 0..255."""
         taps = self.backbone(self._pad(self.backbone.normalise(image)))
-        fused = self.score["32"](taps[32])
+        coarsest = self.strides[0]
+        fused = self.score[str(coarsest)](taps[coarsest])
         for coarse, fine in zip(self.strides, self.strides[1:], strict=False):
             skip = self.score[str(fine)](taps[fine] * self.scale[fine])
             fused = self._fuse(self.upscore[str(coarse)](fused), skip, str(coarse))
@@ -138,21 +144,43 @@ class FCN(nn.Module):
                 head[i] = nn.ZeroPad2d((before, after, before, after))
         return 0
 
-    def _align(self, *, learned: bool) -> None:
+    def _align(self) -> None:
         """Derive every kernel and every crop from where the maps lie on the image."""
         image = Geometry()
         taps = self.backbone.geometry(Geometry(offset_px=-self.border_px))
         self.alignment, self.upscore = {}, nn.ModuleDict()
-        here = taps[32]
+        here = taps[self.strides[0]]
         for coarse, fine in zip(self.strides, [*self.strides[1:], 1], strict=True):
             name, target = ("image", image) if fine == 1 else (str(coarse), taps[fine])
-            a = self.alignment[name] = align(here, target)
+            a = align(here, target, nearest=True)
+            if name == "image" and a.crop_fine:  # without padding the map begins inside the image
+                self.border_px += a.crop_fine
+                a = replace(a, crop_fine=0)
+            self.alignment[name] = a
             self.upscore[name] = Upscore(
-                self.blueprint.num_classes, a.kernel, a.factor, learned=learned
+                self.blueprint.num_classes, a.kernel, a.factor, self.blueprint.upscore
             )
             here = fused(target, a)
-        if self.alignment["image"].crop_fine:
-            raise ValueError(f"the maps of {self.blueprint} begin inside the image")
+
+    def _margin(self) -> int:
+        """By how much the image has to grow at its far edges for scores to cover it.
+
+        All maps grow by whole pixels with the image's next 32 px, so one size tells for all: the
+        greatest that grows to no more than 32 px, its border included.
+        """
+        self.margin_px = 0
+        if self.rounds_up:
+            return 0
+        size = -2 * self.border_px % 32 or 32
+        for margin_px in range(0, 257, 32):
+            self.margin_px = margin_px
+            try:
+                scores = on_meta(self, torch.empty(1, len(self.backbone.mean[0]), size, size))
+            except RuntimeError:  # a window is larger than its map
+                continue
+            if min(scores.shape[-2:]) == size:
+                return margin_px
+        raise ValueError(f"the scores of {self.blueprint} do not cover the image")
 
 
 def _zeros(channels: int, num_classes: int) -> nn.Conv2d:

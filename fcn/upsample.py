@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,30 +17,36 @@ def bilinear_kernel(size: int) -> Tensor:
     return torch.outer(ramp, ramp)
 
 
-class Upscore(nn.Module):
-    """Scores (N, K, h, w) to (N, K, factor * (h - 1) + kernel, ...), one kernel a class, no bias.
+UpscoreKind = Literal["fixed", "learned", "dense"]
 
-    Fixed kernels stay bilinear; learned ones start there. The reference code found no significant
-    difference and fixes them; the first paper learns the inner ones.
+
+class Upscore(nn.Module):
+    """Scores (N, K, h, w) to (N, K, factor * (h - 1) + kernel, ...), without bias.
+
+    - `fixed`: one bilinear kernel that stays so. The reference code found no significant difference.
+    - `learned`: one kernel a class, which starts bilinear; the first paper learns the inner ones.
+    - `dense`: the paper's full tensor: a kernel for each pair of classes, at first on the diagonal.
     """
 
-    def __init__(self, num_classes: int, kernel: int, factor: int, *, learned: bool) -> None:
+    def __init__(self, num_classes: int, kernel: int, factor: int, kind: UpscoreKind) -> None:
         super().__init__()
-        self.factor = factor
-        weight = bilinear_kernel(kernel).expand(num_classes if learned else 1, 1, -1, -1).clone()
-        if learned:
-            self.weight = nn.Parameter(weight)
+        self.factor, self.kind = factor, kind
+        bilinear = bilinear_kernel(kernel)
+        if kind == "fixed":
+            self.register_buffer("fixed", bilinear[None, None].clone(), persistent=False)
+        elif kind == "learned":
+            self.weight = nn.Parameter(bilinear.expand(num_classes, 1, -1, -1).clone())
         else:
-            self.register_buffer("fixed", weight, persistent=False)
-        self.learned = learned
+            self.weight = nn.Parameter(torch.eye(num_classes)[..., None, None] * bilinear)
 
     def forward(self, scores: Tensor) -> Tensor:
         """Upsample scores (N, K, h, w) by the factor."""
-        if self.learned:
-            return F.conv_transpose2d(
-                scores, self.weight, stride=self.factor, groups=scores.shape[1]
-            )
-        n, k = scores.shape[:2]  # the classes share one kernel: fold them into the batch
-        one = scores.flatten(0, 1).unsqueeze(1)
+        n, k = scores.shape[:2]
+        if self.kind != "fixed":
+            groups = k if self.kind == "learned" else 1
+            return F.conv_transpose2d(scores, self.weight, stride=self.factor, groups=groups)
+        one = scores.flatten(0, 1).unsqueeze(
+            1
+        )  # the classes share a kernel: fold them into the batch
         up = F.conv_transpose2d(one, self.get_buffer("fixed"), stride=self.factor)
         return up.unflatten(0, (n, k)).squeeze(2)

@@ -15,6 +15,9 @@ REMEDY = (
     "give a map from the file's names to the net's (transplant.names in a recipe, names= in Python)"
 )
 
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+COUNTER = ".num_batches_tracked"
+
 
 @dataclass(frozen=True)
 class Match:
@@ -39,13 +42,16 @@ def match_names(
     last parts of the names and the shapes must leave a single assignment of layers. Order in the file
     is no evidence: equally shaped tensors in another order would go in wrongly without a trace.
 
-    torchvision's GoogLeNet carries auxiliary classifiers (aux1, aux2), which are left out.
+    Auxiliary classifiers of GoogLeNet and Inception are left out. A file may lack the counters of batch
+    normalisation (num_batches_tracked), which older ones do: they start at zero and are no weights.
 
     Raises:
         ValueError: the tensors are not those of the net, or no rule can verify which is which.
     """
-    theirs = {k: tuple(v.shape) for k, v in state.items() if not k.startswith(("aux1.", "aux2."))}
+    theirs = {k: tuple(v.shape) for k, v in state.items() if not k.startswith(AUXILIARY)}
     ours = {key: tuple(tensor.shape) for key, tensor in own.items()}
+    if not any(key.endswith(COUNTER) for key in theirs):
+        ours = {key: shape for key, shape in ours.items() if not key.endswith(COUNTER)}
     if given is not None:
         _require_complete(given, theirs, ours)
         return Match(dict(given), "the map of names that the user gave")

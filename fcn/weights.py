@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,11 +29,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ValueError: the file is missing, damaged, or holds anything but tensors by name.
     """
     if not path.is_file():
-        raise ValueError(f"no weights file at {path}; give the path of a .pth or .safetensors file")
+        raise ValueError(
+            f"no weights file at {path}; give the path of a .pth, .safetensors or .npz file"
+        )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _opened(path)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is a pickle of more than tensors, which could run code when opened, so it was "
@@ -40,14 +41,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # an unpickler raises whatever the bytes lead it to
         raise ValueError(f"{path} is not a readable weights file: {_words(error)}") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
         raise ValueError(
             f"{path} holds no state dict of tensors by name; save net.state_dict() into it"
         )
+    return state
+
+
+def _opened(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            return state[key]
     return state
 
 

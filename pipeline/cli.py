@@ -279,6 +279,43 @@ def recipes() -> None:
 
 
 @main.command()
+@click.argument("names", nargs=-1)
+@click.option("--markdown", is_flag=True, help="Print the table as docs/backbones.md has it.")
+def backbones(names: tuple[str, ...], markdown: bool) -> None:
+    """List the classifiers that a net can grow from: NAMES, or all (half a minute)."""
+    from pipeline.ops import backbones as ops
+
+    rows = ops.describe(names)
+    for line in ops.markdown(rows) if markdown else ops.plain(rows):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("backbone")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--class", "class_name", required=True, help="Name of a class of ImageNet.")
+@click.option(
+    *("--weights", "weights"),
+    default="package",
+    show_default=True,
+    help="Where the classifier's weights come from: package, torchvision, or a file.",
+)
+@click.option(
+    *("-o", "--output"),
+    default="heatmap.png",
+    show_default=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Picture to write.",
+)
+def heatmap(backbone: str, image: Path, class_name: str, weights: str, output: Path) -> None:
+    """Draw where in IMAGE the classifier BACKBONE sees a class, before any fine-tuning."""
+    from pipeline.ops.heatmap import heatmap
+
+    greatest = heatmap(backbone, image, class_name, weights, output)
+    click.echo(f"{output}: {class_name} with a probability of at most {greatest:.3f}")
+
+
+@main.command()
 @recipe_arguments
 def show(recipe: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe with all defaults and overrides filled in."""

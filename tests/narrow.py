@@ -1,17 +1,29 @@
 """VGG16 and AlexNet with few channels: the layers of torchvision's, in milliseconds."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torchvision.models.alexnet import AlexNet
 from torchvision.models.vgg import VGG, make_layers
 
-from fcn.backbones import BACKBONES, Classifier
+from fcn.backbones import Classifier
+from fcn.backbones.table import FAMILY_OF
 from fcn.nets import FCN
 
 VGG16 = [4, 4, "M", 5, 5, "M", 6, 6, 6, "M", 7, 7, 7, "M", 7, 7, 7, "M"]
 FC = 9
+
+
+@dataclass(frozen=True)
+class Narrow(Classifier):
+    """A row of the table with layers of its own."""
+
+    builder: Callable[[], nn.Module] = nn.Identity
+
+    def build(self) -> nn.Module:
+        return self.builder()
 
 
 def narrow_vgg16() -> Classifier:
@@ -23,7 +35,7 @@ def narrow_vgg16() -> Classifier:
         net.classifier[3], net.classifier[6] = nn.Linear(FC, FC), nn.Linear(FC, 10)
         return net
 
-    return replace(BACKBONES["vgg16"], build=build, channels={8: 6, 16: 7, 32: FC})
+    return Narrow("vgg16", FAMILY_OF["vgg16"], build)
 
 
 def narrow_alexnet() -> Classifier:
@@ -38,7 +50,7 @@ def narrow_alexnet() -> Classifier:
         net.classifier[4], net.classifier[6] = nn.Linear(FC, FC), nn.Linear(FC, 10)
         return net
 
-    return replace(BACKBONES["alexnet"], build=build, channels={8: 4, 16: 5, 32: FC})
+    return Narrow("alexnet", FAMILY_OF["alexnet"], build)
 
 
 def narrow_backbones() -> dict[str, Classifier]:

@@ -92,6 +92,12 @@ class Recipe(Spec):
             raise ValueError(
                 "finetune.batch_norm=sync needs cluster.use_gpu=true; use micro on CPUs"
             )
+        given, num_classes = tune.class_weights, len(self.data.class_table())
+        if not isinstance(given, str) and len(given) != num_classes:
+            raise ValueError(
+                f"finetune.class_weights has {len(given)} numbers for {num_classes} classes; give one "
+                "for each class, in their order"
+            )
         if self.evaluate.split not in (splits := self.data.split_names()):
             raise ValueError(
                 f"evaluate.split={self.evaluate.split} is not among the data set's splits "

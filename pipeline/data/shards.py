@@ -144,6 +144,11 @@ class Shards:
         height, width, label_height, label_width = (self._cell(index, name) for name in names)
         return height, width, label_height, label_width
 
+    def class_px(self) -> list[list[int]]:
+        """Pixels of each class in each sample, void left out."""
+        tables = map(self._table, range(len(self.files)))
+        return [counts for table in tables for counts in table["class_px"].to_pylist()]
+
     def image_label(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Image (H, W, 3) and label (h, w), both uint8; sizes differ where the image was scaled.
 

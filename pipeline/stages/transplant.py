@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fcn.backbones import BACKBONES
 from fcn.nets import FCN
+from fcn.original import is_original, transplant_original
 from fcn.transplant import Receipt, transplant_classifier, transplant_net
 from fcn.weights import class_table, load_net, read_about, read_weights, save_net
 from pipeline.config.recipe import Recipe
@@ -20,7 +21,6 @@ from pipeline.results import RECEIPT, Transplanted
 from pipeline.storage.store import Store
 from pipeline.training.model import blueprint
 from pipeline.training.pretrained import (
-    PACKAGE,
     package_file,
     require_section,
     run_net,
@@ -71,21 +71,38 @@ def _transplant(net: FCN, recipe: Recipe, store: Store) -> Receipt:
         raise WeightsError("transplant.names is for a file of weights; remove it for this source")
     if weights == "torchvision":
         enum = BACKBONES[backbone].torchvision_weights
-        if enum is None:
-            raise WeightsError(f"torchvision has no weights of {backbone}; use package or a file")
-        return transplant_classifier(net, _download(enum), f"torchvision {enum}")
+        return transplant_classifier(net, published(backbone, weights), f"torchvision {enum}")
     if weights == "package":
-        if backbone != "efficientnet_lite0":
-            raise WeightsError(
-                f"{PACKAGE} holds efficientnet_lite0, the recipe's net is {backbone}"
-            )
-        return transplant_classifier(net, read_weights(package_file()), source_state(recipe, store))
+        state = published(backbone, weights)
+        return transplant_classifier(net, state, source_state(recipe, store))
     if weights.startswith(NETS):
         folder = _net_folder(weights, recipe, store)
         theirs = class_table(read_about(folder)).names
-        same = theirs == recipe.data.class_table().names
-        return transplant_net(net, load_net(folder), weights, same_classes=same)
-    return transplant_classifier(net, read_weights(Path(weights)), weights, spec.names)
+        ours = recipe.data.class_table().names
+        return transplant_net(net, load_net(folder), weights, theirs, ours)
+    return _from_file(net, weights, spec.names)
+
+
+def published(backbone: str, source: str) -> dict[str, Tensor]:
+    """ImageNet weights of a backbone from `torchvision` or `package`.
+
+    Raises:
+        WeightsError: there are none, or they cannot be had.
+    """
+    if source == "package":
+        return read_weights(package_file(backbone))
+    enum = BACKBONES[backbone].torchvision_weights
+    if enum is None:
+        raise WeightsError(f"torchvision has no weights of {backbone}; use package or a file")
+    return _download(enum)
+
+
+def _from_file(net: FCN, path: str, names: dict[str, str] | None) -> Receipt:
+    """Weights of a classifier, or of an FCN of the reference code."""
+    state = read_weights(Path(path))
+    if names is None and is_original(state):
+        return transplant_original(net, state, path)
+    return transplant_classifier(net, state, path, names)
 
 
 def _net_folder(weights: str, recipe: Recipe, store: Store) -> Path:

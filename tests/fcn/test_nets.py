@@ -1,6 +1,6 @@
 """What holds for every net: any size in, the same size out; it learns; it is saved whole.
 
-VGG16 and AlexNet have few channels here; the wide ones are run in test_transplant and test_backbones.
+VGG16 and AlexNet have few channels here; the wide ones are run in test_transplant.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from fcn.optim import parameter_groups
 from fcn.weights import load_net, save_net
 from tests.narrow import narrow_backbones
 
+NETS = ("vgg16", "alexnet", "googlenet", "resnet18", "resnet50", "efficientnet_lite0")
 SMALL = ("alexnet", "googlenet", "resnet18", "efficientnet_lite0")
 
 
@@ -28,7 +29,7 @@ def narrow() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+@pytest.fixture(scope="module", params=NETS)
 def net(request, narrow) -> FCN:
     torch.manual_seed(0)
     return FCN(Blueprint(request.param, 3, 8)).eval()

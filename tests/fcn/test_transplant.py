@@ -13,7 +13,10 @@ from fcn.weights import read_weights
 PER_BACKBONE = {"vgg16": (28, 2, 2), "alexnet": (12, 2, 2), "resnet18": (120, 0, 2)}
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+NETS = ("vgg16", "alexnet", "googlenet", "resnet18", "mobilenet_v3_small", "squeezenet1_1")
+
+
+@pytest.mark.parametrize("backbone", NETS)
 def test_a_classifier_from_a_file_agrees_with_its_convolutional_form(backbone, tmp_path) -> None:
     torch.manual_seed(3)
     classifier = BACKBONES[backbone].build()
@@ -61,15 +64,27 @@ def test_a_dead_classifier_is_refused() -> None:
         transplant_classifier(FCN(Blueprint("resnet18", 3, 8)), state, "zeros")
 
 
-def test_a_net_with_other_classes_keeps_the_backbone_and_starts_its_scores_anew() -> None:
+ANIMALS = ("cat", "dog", "cow")
+
+
+def donor(**options) -> FCN:
+    """A net whose scores are all random."""
     torch.manual_seed(0)
-    donor = FCN(Blueprint("resnet18", 3, 8))
-    torch.nn.init.normal_(donor.score["32"].weight)
-    net = FCN(Blueprint("resnet18", 3, 16))
-    transplant_net(net, donor, "run", same_classes=True)
-    assert torch.equal(net.score["32"].weight, donor.score["32"].weight)
+    net = FCN(Blueprint("resnet18", 3, 8, **options))
+    for parameter in (*net.score.parameters(), *net.upscore.parameters()):
+        torch.nn.init.normal_(parameter)
+    return net.eval()
+
+
+def test_a_net_with_the_same_classes_keeps_its_scores() -> None:
+    net, old = FCN(Blueprint("resnet18", 3, 16)), donor()
+    transplant_net(net, old, "run", ANIMALS, ANIMALS)
+    assert torch.equal(net.score["32"].weight, old.score["32"].weight)
+
+
+def test_a_net_with_other_classes_keeps_the_backbone_and_starts_its_scores_anew() -> None:
     net = FCN(Blueprint("resnet18", 3, 8))
-    receipt = transplant_net(net, donor, "run", same_classes=False)
+    receipt = transplant_net(net, donor(), "run", ANIMALS, ("car", "bus", "van"))
     assert receipt.max_difference == 0
     assert {e.source for e in receipt.entries if e.fate == "dropped"} == {
         f"score.{s}.{p}" for s in (8, 16, 32) for p in ("weight", "bias")
@@ -77,7 +92,29 @@ def test_a_net_with_other_classes_keeps_the_backbone_and_starts_its_scores_anew(
     assert not net.score["32"].weight.any()
 
 
+@pytest.mark.parametrize("upscore", ["fixed", "learned", "dense"])
+def test_a_grown_head_gives_old_classes_their_old_scores_wherever_they_now_stand(upscore) -> None:
+    """Classes are added, one is gone, and their order is another."""
+    ours, old = ("pig", "dog", "hen", "cat"), donor(upscore=upscore)
+    net = FCN(Blueprint("resnet18", 4, 8, upscore=upscore)).eval()
+    if upscore == "dense":  # the class that goes must not speak for those that stay
+        for layer in old.upscore.values():
+            layer.weight.data[2] = 0
+    receipt = transplant_net(net, old, "run", ANIMALS, ours)
+    image = torch.randint(0, 256, (1, 3, 50, 70), dtype=torch.uint8)
+    with torch.inference_mode():
+        before, after = old(image), net(image)
+    difference = (after[:, [3, 1]] - before[:, [0, 1]]).abs().max()
+    assert difference <= 1e-5 * before.abs().max()
+    assert not after[:, [0, 2]].any()
+    grown = {entry.target for entry in receipt.entries if entry.fate == "grown"}
+    assert {f"score.{s}.{p}" for s in (8, 16, 32) for p in ("weight", "bias")} <= grown
+    assert len(grown) == (6 if upscore == "fixed" else 9)
+    assert all(sha256(net.state_dict()[e.target]) == e.sha256 for e in receipt.entries if e.target)
+    assert any("dog, cat" in line and "pig, hen" in line for line in receipt.covers)
+
+
 def test_a_donor_with_another_backbone_is_refused() -> None:
-    donor = FCN(Blueprint("resnet34", 3, 32))
+    other = FCN(Blueprint("resnet34", 3, 32))
     with pytest.raises(ValueError, match="run has a resnet34, this net a resnet18"):
-        transplant_net(FCN(Blueprint("resnet18", 3, 32)), donor, "run", same_classes=True)
+        transplant_net(FCN(Blueprint("resnet18", 3, 32)), other, "run", ANIMALS, ANIMALS)

@@ -6,13 +6,13 @@ import torch
 from fcn.upsample import Upscore, bilinear_kernel
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_upsampling_starts_as_bilinear_interpolation(learned) -> None:
+@pytest.mark.parametrize(("kind", "parameters"), [("fixed", 0), ("learned", 48), ("dense", 144)])
+def test_upsampling_starts_as_bilinear_interpolation(kind, parameters) -> None:
     x = torch.rand(2, 3, 9, 9)
-    up = Upscore(3, 4, 2, learned=learned)(x)
+    upscore = Upscore(3, 4, 2, kind)
     expected = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
-    torch.testing.assert_close(up[..., 3:-3, 3:-3], expected[..., 2:-2, 2:-2])
-    assert sum(p.numel() for p in Upscore(3, 4, 2, learned=learned).parameters()) == 48 * learned
+    torch.testing.assert_close(upscore(x)[..., 3:-3, 3:-3], expected[..., 2:-2, 2:-2])
+    assert sum(p.numel() for p in upscore.parameters()) == parameters
 
 
 @pytest.mark.parametrize("size", [3, 4, 15, 16, 63, 64])

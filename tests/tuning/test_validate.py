@@ -64,7 +64,7 @@ def test_the_default_space_reaches_a_decay_that_acts_where_the_recipes_own_does_
         ({HEAD: {"choice": []}}, "a choice takes two different values or more"),
         ({HEAD: {"choice": [5, 5]}}, "a choice takes two different values or more"),
         ({JITTER: {"uniform": [0, 1.5]}}, "jitter=1.5: input should be less than or equal to 1"),
-        ({"net.backbone": {"choice": ["vgg16", "vgg17"]}}, 'net.backbone="vgg17"'),
+        ({"net.backbone": {"choice": ["vgg16", "vgg17"]}}, "net.backbone: no backbone 'vgg17'"),
         ({"finetune.epochs": {"choice": [5, 20]}}, "ends its schedule earlier"),
         (
             {"finetune.schedule.warmup_steps": {"uniform": [5, 20]}},

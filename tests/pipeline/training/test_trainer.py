@@ -228,6 +228,11 @@ MICRO = (
     "finetune.batch_norm=micro",
     "finetune.augment.crop_px=[48, 64]",
 )
+WEIGHED = (
+    "finetune.optimizer.kind=sgd",
+    "finetune.class_weights=median-frequency",
+    "finetune.max_grad_norm=0.05",
+)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +245,7 @@ MICRO = (
         # 3 micro-batches by 4 workers: one holds a filler. Normalising the few values of a coarse map
         # divides by small deviations, which magnifies rounding at each step.
         (4, True, 2, MICRO, 1e-8),
+        (3, True, 2, WEIGHED, 1e-10),
     ],
 )
 def test_several_workers_compute_what_one_computes(
@@ -275,6 +281,68 @@ def test_micro_batches_add_up_to_the_global_batch(tiny_shards, tmp_path) -> None
         work.run(Interrupted(tmp_path / str(micro)))
         nets.append(weights(work.net))
     assert largest_difference(*nets) < 1e-10
+
+
+def opinionated(shards, *overrides) -> Trainer:
+    """A phase whose scores differ much between the classes."""
+    work = phase(shards, *overrides, double=True)
+    for score in work.net.score.values():
+        score.bias.data = torch.arange(5).double()
+    return work
+
+
+@torch.no_grad()
+def loss_by_hand(work: Trainer, per_class: list[float]) -> float:
+    """Of the first step: the weighted sum over all its valid pixels by the sum of their weights."""
+    work._prepare()
+    total, weight = 0.0, 0.0
+    for batch in next(work._micro_batches(0)):
+        torch.manual_seed(batch.seed)
+        each = torch.nn.functional.cross_entropy(
+            work.net(batch.image.double()), batch.label, ignore_index=255, reduction="none"
+        )
+        valid = batch.label != 255
+        pixel = torch.tensor(per_class).double()[batch.label[valid]]
+        total += float((each[valid] * pixel).sum())
+        weight += float(pixel.sum())
+    return total / weight
+
+
+def test_the_loss_is_divided_by_what_the_pixels_of_the_global_batch_weigh(tiny_shards) -> None:
+    """Equal weights change nothing, whatever they are; uneven ones are recomputed by hand."""
+    losses = {}
+    for weights_ in ("none", "[3, 3, 3, 3, 3]", "[1, 2, 3, 4, 5]"):
+        work = opinionated(tiny_shards, f"finetune.class_weights={weights_}")
+        work._prepare()
+        losses[weights_] = work._step.step(next(work._micro_batches(0))).loss
+    by_hand = loss_by_hand(opinionated(tiny_shards), [1, 2, 3, 4, 5])
+    assert losses["[3, 3, 3, 3, 3]"] == pytest.approx(losses["none"], rel=1e-12)
+    assert losses["[1, 2, 3, 4, 5]"] == pytest.approx(by_hand, rel=1e-10)
+    assert losses["[1, 2, 3, 4, 5]"] != pytest.approx(losses["none"], rel=1e-3)
+
+
+def test_no_step_is_longer_than_the_greatest_norm(tiny_shards) -> None:
+    """SGD without momentum and decay moves the weights by lr x the gradient's norm."""
+    overrides = [
+        *("finetune.optimizer.kind=sgd", "finetune.optimizer.momentum=0"),
+        *("finetune.optimizer.weight_decay=0", "finetune.schedule.warmup_steps=0"),
+        *("finetune.optimizer.lr=0.1", "finetune.optimizer.head_lr_mult=1"),
+    ]
+    moved = []
+    for norm in ("null", "1e-3"):
+        work = phase(tiny_shards, *overrides, f"finetune.max_grad_norm={norm}", double=True)
+        before = [p.detach().clone() for p in work.net.parameters()]
+        work._prepare()
+        stats = work._step.step(next(work._micro_batches(0)))
+        steps = [
+            (p - b).detach().square().sum()
+            for p, b in zip(work.net.parameters(), before, strict=True)
+        ]
+        moved.append((float(sum(steps)) ** 0.5, stats.grad_norm))
+    (free, norm), (clipped, same) = moved
+    assert norm == same > 1e-3
+    assert free == pytest.approx(0.1 * norm, rel=1e-6)
+    assert clipped == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
 
 def test_metrics_are_logged_for_every_step_and_are_plain_numbers(tiny_shards, tmp_path) -> None:
