@@ -115,7 +115,7 @@ def draw(recipe: Recipe, net_folder: Path, shards: Shards, folder: Path) -> None
             size = (truth.shape[1], truth.shape[0])
             image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
         panels.append(plots.panel(image, truth, prediction, table))
-        name = shards.id(row)
+        name = shards.id(row).replace("/", "-")  # samples of trees are called by their paths
         plots.rgb_png(folder / "panels" / f"{name}.png", panels[-1])
         plots.label_png(folder / "panels" / f"{name}.prediction.png", prediction, table)
     plots.contact_sheet(folder / "predictions.png", panels, table)

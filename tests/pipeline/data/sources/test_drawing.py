@@ -10,6 +10,7 @@ from PIL import Image
 
 from fcn.images import ImageError
 from fcn.labels import VOID, LabelRule
+from pipeline.data.sources import drawing
 from pipeline.data.sources.drawing import (
     Region,
     draw,
@@ -44,6 +45,14 @@ def test_a_polygon_holds_the_pixels_whose_centres_are_inside(ring) -> None:
     found = whole(polygon(1, [ring], SIZE))
     expected = [[centre_is_inside(ring, x + 0.5, y + 0.5) for x in range(30)] for y in range(20)]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_an_outline_of_many_edges_is_drawn_in_parts_and_the_same(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    ring = rng.uniform(-5, 35, (500, 2))
+    at_once = polygon(1, [ring], SIZE).mask
+    monkeypatch.setattr(drawing, "MOST_CROSSINGS", 60)  # three edges at a time
+    np.testing.assert_array_equal(polygon(1, [ring], SIZE).mask, at_once)
 
 
 @given(st.tuples(COORDINATES, COORDINATES))
