@@ -165,8 +165,8 @@ def _inside(
     after = np.roll(points, -1, axis=0)
     down = (points[:, 1] <= after[:, 1])[:, None]
     (xa, ya), (xb, yb) = np.where(down, points, after).T, np.where(down, after, points).T
-    slope = np.divide(xb - xa, yb - ya, out=np.zeros(len(xa)), where=yb > ya)
     first, last = (np.clip(np.ceil(y - 0.5), top, top + height).astype(int) for y in (ya, yb))
+    slope = np.divide(xb - xa, yb - ya, out=np.zeros(len(xa)), where=last > first)
     changes = np.zeros((height, width + 1), np.bool_)
     at_once = max(1, MOST_CROSSINGS // max(1, height))
     for start in range(0, len(points), at_once):

@@ -83,6 +83,12 @@ def test_a_rectangle_on_whole_pixels_is_exactly_those_pixels() -> None:
     assert found[2:5, 3:7].all()
 
 
+def test_an_edge_that_is_all_but_level_is_drawn_without_a_warning() -> None:
+    found = whole(polygon(1, [[(0, 0), (30, 5e-324), (30, 4), (0, 4)]], SIZE))
+    assert found[:4].all()
+    assert found.sum() == 4 * 30
+
+
 def test_an_ellipse_has_its_area_and_turns_clockwise() -> None:
     upright = whole(polygon(1, [ellipse_ring(100, 100, 60, 20)], (200, 200)), (200, 200))
     assert upright.sum() == pytest.approx(np.pi * 60 * 20, rel=0.002)
