@@ -151,7 +151,7 @@ def _transfer(url: str, part: Path) -> None:
         appends = response.status == HTTPStatus.PARTIAL_CONTENT
         done = there if appends else 0
         length = response.headers.get("Content-Length")
-        total = done + int(length) if length else None
+        total = done + int(length) if length and length.isdecimal() else None
         bar = progress.add_task("download", total=total, completed=done, note="bytes")
         with part.open("ab" if appends else "wb") as file:
             while chunk := response.read(CHUNK_BYTES):

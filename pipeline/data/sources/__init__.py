@@ -44,6 +44,10 @@ def _open_folders(recipe: Recipe) -> FolderSource:
 
 
 def _open_sbd(recipe: Recipe) -> SbdSource:
+    if recipe.data.splits:
+        raise RecipeError(
+            f"{recipe.name}: data.splits is not for sbd, whose lists are in its folders; leave it out"
+        )
     if recipe.data.voc_root is None:
         raise RecipeError(
             f"{recipe.name}: data.voc_root is missing; --set data.voc_root=VOCdevkit/VOC2011 names the "

@@ -25,6 +25,8 @@ from pipeline.data.sources.base import Drawn
 
 MOST_COORDINATE_PX = 1e6
 """Beyond it, an outline cannot be meant for the image."""
+MOST_CROSSINGS = 1 << 21
+"""Of edges with rows, that are worked out at once: 100 MB."""
 ROUND_POINTS = 360
 """Corners of the polygon that stands for an ellipse."""
 
@@ -163,13 +165,16 @@ def _inside(
     after = np.roll(points, -1, axis=0)
     down = (points[:, 1] <= after[:, 1])[:, None]
     (xa, ya), (xb, yb) = np.where(down, points, after).T, np.where(down, after, points).T
-    slope = np.divide(xb - xa, yb - ya, out=np.zeros(len(xa)), where=yb > ya)
     first, last = (np.clip(np.ceil(y - 0.5), top, top + height).astype(int) for y in (ya, yb))
-    rows = last - first  # that each edge crosses
-    edge = np.repeat(np.arange(len(rows)), rows)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(rows) - rows, rows) + first[edge]
-    x = xa[edge] + (row + 0.5 - ya[edge]) * slope[edge]
-    column = np.clip(np.ceil(x - 0.5) - left, 0, width).astype(int)
+    slope = np.divide(xb - xa, yb - ya, out=np.zeros(len(xa)), where=last > first)
     changes = np.zeros((height, width + 1), np.bool_)
-    np.logical_xor.at(changes, (row - top, column), True)
+    at_once = max(1, MOST_CROSSINGS // max(1, height))
+    for start in range(0, len(points), at_once):
+        part = np.s_[start : start + at_once]
+        rows = last[part] - first[part]  # that each edge crosses
+        edge = np.repeat(np.arange(len(rows)), rows)
+        row = np.arange(len(edge)) - np.repeat(np.cumsum(rows) - rows, rows) + first[part][edge]
+        x = xa[part][edge] + (row + 0.5 - ya[part][edge]) * slope[part][edge]
+        column = np.clip(np.ceil(x - 0.5) - left, 0, width).astype(int)
+        np.logical_xor.at(changes, (row - top, column), True)
     return np.logical_xor.accumulate(changes[:, :width], axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ def label(*drawn: tuple[int, tuple[int, int, int, int]]) -> np.ndarray:
 def read_all(source: Source) -> dict[str, np.ndarray | str]:
     """The label map of each sample, or the reason and evidence of why it is none."""
     whole, broken = source.samples()
+    source = pickle.loads(pickle.dumps(source))  # samples are read by other processes
     found: dict[str, np.ndarray | str] = {r.id: f"{r.reason}: {r.evidence}" for r in broken}
     for sample in whole:
         try:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fcn.images import ImageError
 from fcn.labels import VOID, LabelRule
+from pipeline.data.sources import drawing
 from pipeline.data.sources.drawing import (
     Region,
     draw,
@@ -46,6 +47,14 @@ def test_a_polygon_holds_the_pixels_whose_centres_are_inside(ring) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+def test_an_outline_of_many_edges_is_drawn_in_parts_and_the_same(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    ring = rng.uniform(-5, 35, (500, 2))
+    at_once = polygon(1, [ring], SIZE).mask
+    monkeypatch.setattr(drawing, "MOST_CROSSINGS", 60)  # three edges at a time
+    np.testing.assert_array_equal(polygon(1, [ring], SIZE).mask, at_once)
+
+
 @given(st.tuples(COORDINATES, COORDINATES))
 def test_polygons_that_share_edges_neither_overlap_nor_leave_a_gap(point) -> None:
     x, y = np.clip(point[0], 0, 30), np.clip(point[1], 0, 20)
@@ -72,6 +81,12 @@ def test_a_rectangle_on_whole_pixels_is_exactly_those_pixels() -> None:
     found = whole(polygon(1, [[(3, 2), (7, 2), (7, 5), (3, 5)]], SIZE))
     assert found.sum() == 12
     assert found[2:5, 3:7].all()
+
+
+def test_an_edge_that_is_all_but_level_is_drawn_without_a_warning() -> None:
+    found = whole(polygon(1, [[(0, 0), (30, 5e-324), (30, 4), (0, 4)]], SIZE))
+    assert found[:4].all()
+    assert found.sum() == 4 * 30
 
 
 def test_an_ellipse_has_its_area_and_turns_clockwise() -> None:

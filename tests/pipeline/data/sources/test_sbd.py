@@ -78,6 +78,8 @@ def test_a_label_that_is_missing_costs_its_own_sample_and_stays_out_of_val(roots
 def test_folders_that_are_not_given_or_leave_nothing_are_told(roots) -> None:
     with pytest.raises(RecipeError, match=r"data\.voc_root is missing; --set data\.voc_root="):
         open_source(recipe("sbd", roots[0]))
+    with pytest.raises(RecipeError, match=r"data\.splits is not for sbd"):
+        opened(roots, splits={s: {"images": "img", "labels": "cls"} for s in ("train", "val")})
     (roots[1] / LISTS / "val.txt").write_text("b\n")
     with pytest.raises(DataError, match=r"names all 1 images of the val list"):
         opened(roots).samples()
