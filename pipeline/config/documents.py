@@ -97,7 +97,8 @@ class _Loader(yaml.SafeLoader):
     }
 
     def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401 - yaml's signature
-        if getattr(self.peek_event(), "tag", None) is not None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
             raise ValueError(
                 "a value has a tag (!...); write it plainly, or in quotes if it is a text"
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from pathlib import PurePath
 
 from fcn.labels import ClassTable
 
@@ -18,20 +17,12 @@ NOT_IN_MODEL = "/:.%\"'@?#\\"
 """MLflow refuses some of these in a model's name; the others would end the name in its address."""
 
 
-def require_plain(value: object, *, takes_bool: bool) -> None:
-    """Refuse a truth value where none is meant, and texts that no file, table or page can hold.
+def require_text(text: str) -> None:
+    """Refuse a text that no file, table or page can hold.
 
     Raises:
         ValueError: what is wrong, and what to write.
     """
-    for each in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(each, bool) and not takes_bool:
-            raise ValueError(f"{str(each).lower()} is given where a number or a text is meant")
-        if isinstance(each, str | PurePath):
-            _require_text(str(each))
-
-
-def _require_text(text: str) -> None:
     if not text.strip():
         raise ValueError("the text is empty; write a value, or null where none is needed")
     if len(text) > MAX_TEXT:

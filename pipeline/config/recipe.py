@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.config.data import DataSpec
 from pipeline.config.documents import loses_a_comment, parse, parse_mapping, read_text
-from pipeline.config.legal import MAX_NAME, require_legal_classes, require_model_name
+from pipeline.config.legal import MAX_NAME, require_legal_classes, require_model_name, require_text
 from pipeline.config.schema import (
     ClusterSpec,
     EvaluateSpec,
@@ -30,7 +30,7 @@ from pipeline.config.schema import (
     TrackingSpec,
     TransplantSpec,
 )
-from pipeline.config.uris import REMEDY, keys_with_credentials
+from pipeline.config.uris import REMEDY, has_credentials
 from pipeline.errors import RecipeError
 from pipeline.storage.object_store import URI
 
@@ -153,13 +153,31 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 def _validated(tree: dict[str, Any], source: str, overrides: Sequence[str]) -> Recipe:
     for override in overrides:
         _override(tree, override)
-    if found := [f"  {key} holds credentials: {REMEDY}" for key in keys_with_credentials(tree)]:
+    if found := list(_impossible_texts(tree)):
         raise RecipeError("\n".join([f"{source}: {_mistakes(len(found))}", *found]))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         mistakes = [_explain(mistake) for mistake in error.errors()]
         raise RecipeError("\n".join([f"{source}: {_mistakes(len(mistakes))}", *mistakes])) from None
+
+
+def _impossible_texts(tree: Any, path: str = "") -> Iterator[str]:  # noqa: ANN401 - plain values
+    """A line for each text that holds credentials, which nothing may print, or that nothing can hold."""
+    if isinstance(tree, str):
+        try:
+            if has_credentials(tree):
+                raise ValueError(f"it holds credentials: {REMEDY}")
+            require_text(tree)
+        except ValueError as error:
+            yield f"  {path}: {error}"
+    inner = dict(enumerate(tree)) if isinstance(tree, list) else tree
+    if isinstance(inner, dict):
+        for key, value in inner.items():
+            if has_credentials(str(key)):
+                yield f"  a key of {path or 'the recipe'}: it holds credentials: {REMEDY}"
+            else:
+                yield from _impossible_texts(value, f"{path}.{key}".lstrip("."))
 
 
 def _mistakes(count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
 from pydantic import (
@@ -14,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.legal import MAX_NAME, require_model_uri, require_plain
+from pipeline.config.legal import MAX_NAME, require_model_uri
 
 MAX_NUMBER = 10**9
 MAX_PX = 2**14
@@ -43,10 +44,19 @@ class Spec(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_plain(cls, value: object, info: ValidationInfo) -> object:
-        kind = cls.model_fields[str(info.field_name)].annotation
-        require_plain(value, takes_bool=bool in (kind, *get_args(kind)))
+    def _is_no_bool(cls, value: object, info: ValidationInfo) -> object:
+        kinds = {*_kinds(cls.model_fields[str(info.field_name)].annotation)}
+        values = value if isinstance(value, list | tuple) else [value]
+        if kinds & {int, float} and bool not in kinds and any(type(v) is bool for v in values):
+            raise ValueError(f"{str(value).lower()} is given where a number is meant")
         return value
+
+
+def _kinds(annotation: object) -> Iterator[object]:
+    """The types that an annotation is made of."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _kinds(inner)
 
 
 class NetSpec(Spec):

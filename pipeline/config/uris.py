@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
 from urllib.parse import unquote
 
 REMEDY = (
@@ -31,17 +29,3 @@ def has_credentials(text: str) -> bool:
         if ":" in user or scheme.lower().partition("+")[0] not in name_alone:
             return True
     return PARAMETER.search(plain) is not None
-
-
-def keys_with_credentials(tree: Any, path: str = "") -> Iterator[str]:  # noqa: ANN401 - plain values
-    """The dotted paths of all texts in plain values that hold credentials."""
-    if isinstance(tree, str) and has_credentials(tree):
-        yield path
-    inner = dict(enumerate(tree)) if isinstance(tree, list) else tree
-    if not isinstance(inner, dict):
-        return
-    for key, value in inner.items():
-        if has_credentials(str(key)):
-            yield f"a key of {path or 'the recipe'}"
-        else:
-            yield from keys_with_credentials(value, f"{path}.{key}".lstrip("."))

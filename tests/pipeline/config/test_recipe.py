@@ -64,7 +64,7 @@ def test_all_mistakes_are_told_at_once_with_path_value_and_rule() -> None:
         (["finetune.augment.scale=[2, 1]"], "write the smaller factor first"),
         (["finetune.batch_norm=sync"], "needs cluster.use_gpu=true"),
         (["store=s3:/bucket/x"], "is neither a folder nor a URI such as s3://bucket/prefix"),
-        (["store=s3://key:secret@bucket/x"], "store holds credentials"),
+        (["store=s3://key:secret@bucket/x"], "store: it holds credentials"),
         (["data.classes=[a, b]"], "shapes has its own class table"),
         (["name=a b"], "name="),
         (["data.classes=[a, b, a]", *FOLDER], "class name 'a' is given twice"),

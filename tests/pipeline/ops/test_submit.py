@@ -29,6 +29,7 @@ KEPT = [
     "pipeline/__init__.py",
     "pipeline/config/recipes/a.yaml",
     "notes/data/readme.txt",
+    "lib/tokenizer.py",
 ]
 SECRET = [
     *(".env", ".env.production", "deploy/server.pem", "deploy/tls.key", ".netrc", "id_rsa"),
@@ -39,6 +40,8 @@ SECRET = [
         "gcp-credentials.json",
         "secrets.yaml",
     ),
+    *("prod.env", ".secrets", "api_token.txt", "my-credential.json", "service-account-1.json"),
+    *("a/terraform.tfstate", "auth.ini", ".dockerconfigjson", "id_deploy", "password.txt"),
     *(".ray/auth_token", ".mlflow/credentials", ".git-credentials", ".kube/config", ".pypirc"),
 ]
 LARGE = [
