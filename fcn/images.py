@@ -130,6 +130,16 @@ def value_range(encoded: bytes) -> tuple[float, float] | None:
         return float(values.min()), float(values.max())
 
 
+def stored_size(encoded: bytes) -> tuple[int, int]:
+    """Height and width in px of an encoded image as stored; its pixels are not read.
+
+    Raises:
+        ImageError: the bytes are no image.
+    """
+    with _opened(encoded, "undecodable image") as image:
+        return image.height, image.width
+
+
 def decode_ids(encoded: bytes) -> NDArray[np.integer]:
     """Pixels of an encoded label map as stored: (H, W) of ids, palette indices or 16-bit values.
 

@@ -96,14 +96,17 @@ def _require_ray(address: str) -> str:
     Raises:
         OSError: nobody answers, or something that is no Ray.
     """
-    if address == "auto":  # what a Ray on this machine wrote down when it was started
-        address = services.canonicalize_bootstrap_address(address) or ""
+    if address == "auto":  # Ray itself would also take any that it sees among the processes
+        address = services.find_bootstrap_address(None) or ""
+        if not address:
+            raise ValueError("no Ray of this machine has written down its address")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         raise ValueError("an address is HOST:PORT, ray://HOST:PORT, auto or local")
     socket.create_connection((host.strip("[]"), int(port)), OPEN_S).close()
     if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
-        channel = grpc.insecure_channel(f"{host}:{port}")
+        options = [("grpc.enable_http_proxy", 0)]  # as Ray itself does
+        channel = grpc.insecure_channel(f"{host}:{port}", options)
         try:
             grpc.channel_ready_future(channel).result(OPEN_S)
         except grpc.FutureTimeoutError:
@@ -261,9 +264,14 @@ def floods_kept(folder: Path) -> Iterator[None]:
 
 def cause_in_words(error: BaseException) -> str:
     """What an error of Ray comes to, and what helps, in place of its pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    task = isinstance(error, ray.exceptions.RayTaskError)  # it ends with what was raised
-    words = (lines[-1 if task else 0] if lines else type(error).__name__).rstrip(".")
+    name = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [name]
+    words = lines[0]
+    if isinstance(error, ray.exceptions.RayTaskError):  # it ends with what was raised
+        words = lines[-1]
+    elif not isinstance(error, ray.exceptions.RayError):
+        words = f"{name}: {words}"
+    words = words.rstrip(".")
     if any(each in str(error).lower() for each in NO_MEMORY):
         words = f"out of memory: {words}; lower finetune.micro_batch or use larger nodes"
     return f"{words}; the same command goes on from what is finished or saved"

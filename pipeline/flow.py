@@ -23,7 +23,7 @@ from pipeline import signals
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec, Split
 from pipeline.errors import OutageError, StoreError
-from pipeline.results import NET, Dataset
+from pipeline.results import NET, Dataset, Registered
 from pipeline.stage_table import STAGES, Step, start_transplant
 from pipeline.storage.files import Marker
 from pipeline.storage.store import MANIFEST, Store, StoredFile, fingerprint
@@ -92,8 +92,9 @@ class Flow:
         self.store = Store(recipe.store)
         self.report = Report()
         self.logger: FlowLogger | None = None
-        self._at = ""
-        """The name of the step that is being run."""
+        self._registry_is_away = False
+        self._at = "before the first step"
+        """How far it is, in words."""
         self._pending: tuple[Lock, Any] | None = None
         """The lock and the Ray task of a transplant that runs beside the ingest."""
 
@@ -116,9 +117,8 @@ class Flow:
             try:
                 return self._run_until(until)
             except KeyboardInterrupt:
-                where = f"in {self._at}" if self._at else "before the first step"
                 raise asked.error(
-                    f"{where}; what is finished is in the store, the same command goes on"
+                    f"{self._at}; what is finished is in the store, the same command goes on"
                 ) from None
 
     def _run_until(self, until: str) -> Report:
@@ -195,7 +195,7 @@ class Flow:
 
     def _run_step(self, step: Step, logger: RunLogger | None) -> None:
         """The step's result from the store, where it was or is computed now; then what MLflow lacks."""
-        began, self._at = time.perf_counter(), step.name
+        began, self._at = time.perf_counter(), f"in {step.name}"
         computed = step.stage.name == "transplant" and self._await_transplant()
         with self.store.compute_once(step.stage.folder, step.key, step.name) as manifest:
             if manifest is None:
@@ -203,6 +203,7 @@ class Flow:
                 computed = True
         result = self._read(step)
         how = "computed" if computed else "unchanged"
+        self._at = f"after {step.name}"
         log.info("%s %s (%s)", step.name, how, step.key)
         self.report.steps.append((step.name, how, time.perf_counter() - began))
         self.report.results[step.name] = result
@@ -260,12 +261,14 @@ class Flow:
             return
         lost = not self._has_database()
         register = next((step for step in wanted if step.stage.name == "register"), None)
-        if register and (done := self.published(register)):
+        if register and self.published(register):
+            done = self._read(register)
+            assert isinstance(done, Registered)
             lost = lost or self._ask(lambda registry: not self._is_in(registry, done)) or False
             if lost:
                 log.warning(
                     "models:/%s/%s is not in MLflow any more; it is registered again",
-                    *(self.recipe.model_name, done["version"]),
+                    *(done.model, done.version),
                 )
                 self.store.withdraw(register.stage.folder, register.key)
         if lost:
@@ -277,18 +280,21 @@ class Flow:
         path = self.store.cache / "mlflow.db"
         return self.recipe.tracking.uri is not None or (path.exists() and path.stat().st_size > 0)
 
-    def _is_in(self, registry: ModelRegistry, done: dict[str, Any]) -> bool:
+    def _is_in(self, registry: ModelRegistry, done: Registered) -> bool:
+        """Whether a version is there, with the weights that the store has; any, if it has none now."""
         net = self.steps[self.steps["register"].needs[-1]]
-        weights = self.store.digests(net.stage.folder, net.key).get(NET)
-        return weights is not None and registry.has(
-            self.recipe.model_name, done["version"], weights.sha256
-        )
+        if not self.published(net):
+            return registry.has(done.model, done.version)
+        sha256 = self.store.digests(net.stage.folder, net.key)[NET].sha256
+        return registry.has(done.model, done.version, sha256)
 
     def _ask(self, question: Callable[[ModelRegistry], T]) -> T | None:
         """The registry's answer; None, and a line that says so, while MLflow is away."""
         from pipeline.tracking.client import speaking
         from pipeline.tracking.registry import open_registry
 
+        if self._registry_is_away:
+            return None
         try:
             registry = open_registry(self.recipe.tracking, self.store.cache)
             with speaking(registry.tracking.uri):
@@ -297,6 +303,7 @@ class Flow:
             log.warning(
                 "%s; what it has of models:/%s is not known now", outage, self.recipe.model_name
             )
+            self._registry_is_away = True
             return None
 
     def _begin_transplant(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -17,6 +18,15 @@ NET = "net.safetensors"
 """The file of a net's weights; the name that `fcn.weights` gives it, which imports torch."""
 RECEIPT = "receipt.json"
 """The file beside a net that lists what became of every pretrained tensor."""
+QUARANTINE, REPORT = "quarantine.csv", "report.html"
+"""The files beside a data set's shards: the samples that were rejected, and the page for its reader."""
+
+
+class Doubt(BaseModel):
+    """What may be wrong with a data set, in words, with numbers and what to do."""
+
+    level: Literal["warning", "note"]
+    text: str
 
 
 class Dataset(BaseModel):
@@ -37,6 +47,7 @@ class Dataset(BaseModel):
     num_quarantined: int
     digest: str
     """Hash of the content of all accepted samples, in order."""
+    doubts: list[Doubt] = []
 
     def input_rule(self) -> InputRule:
         """How the images were read, and have to be read for a net that learned from them."""
@@ -100,6 +111,9 @@ class Evaluation(BaseModel):
     """`Dataset.digest` of what was scored."""
     classes_seen: int
     """Classes that have pixels in the split; a score over fewer than two tells nothing."""
+
+    absent: list[str]
+    """Classes that are nowhere in the labels of the split: no accuracy, and an IU of 0 or none."""
 
     def measured_on(self) -> dict[str, str]:
         """What two scores must share to be compared, as tags of a model's version."""

@@ -15,7 +15,15 @@ from pydantic import BaseModel
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec
-from pipeline.results import Dataset, Evaluation, Registered, TrainedNet, Transplanted
+from pipeline.results import (
+    QUARANTINE,
+    REPORT,
+    Dataset,
+    Evaluation,
+    Registered,
+    TrainedNet,
+    Transplanted,
+)
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -164,9 +172,11 @@ def _evaluated(flow: Flow) -> Shards:
 
 def _run_register(flow: Flow, step: Step) -> None:
     from pipeline.stages import evaluate, register
+    from pipeline.training.model import load_stored_net
 
     assert flow.logger is not None
     scores, net = flow.result(step.needs[0]), flow.result(step.needs[1])
+    load_stored_net(net.folder)  # what is registered is what was written
 
     def rescore(folder: Path) -> float:
         return evaluate.score_net(flow.recipe, folder, _evaluated(flow))
@@ -188,7 +198,7 @@ STAGES = {
         Stage(
             *("ingest", "datasets", 3, _ingest_reads, _run_ingest, Dataset),
             help="Check every sample of the data set and write the accepted ones as Arrow shards.",
-            files=("quarantine.csv",),  # shards stay where they are until somebody reads them
+            files=(QUARANTINE, REPORT),  # shards stay where they are until somebody reads them
         ),
         Stage(
             *("transplant", "weights", 2, _transplant_reads, _run_transplant, Transplanted),

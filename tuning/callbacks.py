@@ -6,18 +6,15 @@ from __future__ import annotations
 
 import logging
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 from rich.progress import Progress, TaskID
 
 from pipeline.config.recipe import Recipe
@@ -25,11 +22,10 @@ from pipeline.errors import RecipeError
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.progress import Row
 from pipeline.training.state import HISTORY, History
-from tuning.charts import short_names, word
 from tuning.logger import SearchLogger
-from tuning.records import UNDER_WAY, Records, Search, Status, Trial
+from tuning.records import UNDER_WAY, Records, Trial
 from tuning.settings import Settings
-from tuning.trainable import LEAVE_S, PLACEMENT_GROUP
+from tuning.trainable import LEAVE_S, free_workers
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +55,9 @@ class SearchCallback(tune.Callback):
         self.failure: Exception | None = None
         """An error of ours, which is raised when Tune has ended."""
         self._actor, self._progress = actor, progress
-        self._bar: TaskID = progress.add_task("trials", total=settings.trials, note="")
+        self._bar: TaskID = progress.add_task(
+            "trials", total=records.search.plan.grid_trials or settings.trials, note=""
+        )
         self._heard: dict[int, float] = {}
         """When each trial began or was last heard of."""
         self._polled = self._leaving = 0.0
@@ -68,18 +66,10 @@ class SearchCallback(tune.Callback):
 
     def ending(self) -> str:
         """Why no more trials begin; empty if they do."""
-        left_s = self.left_s()
-        spent = "the budget is spent" if left_s is not None and left_s <= 0 else ""
-        return self.stopped_by or self.halted or str(self.failure or "") or spent
-
-    def left_s(self) -> float | None:
-        """Time left of the budget."""
         budget_s = self.settings.budget_s
-        return None if budget_s is None else budget_s - self.records.spent_s()
-
-    def recipe_of(self, trial: Trial) -> Recipe:
-        """The recipe at a trial's point."""
-        return self.recipe.changed(trial.overrides())
+        spent = budget_s is not None and self.records.spent_s() >= budget_s
+        failure = str(self.failure or "")
+        return self.stopped_by or self.halted or failure or "the budget is spent" * spent
 
     def close_all(self) -> None:
         """Log trials that are over, but of which MLflow may lack something."""
@@ -96,51 +86,48 @@ class SearchCallback(tune.Callback):
         number = _number(info)
         self._heard[number] = time.monotonic()
         with self._keeping_failure():
-            self._free_workers(number)
-            recipe = self.recipe_of(self.records.search.trials[number])
-            self.logger.begin(number, recipe)
+            self.logger.begin(number, self._recipe_of(self.records.search.trials[number]))
 
     def on_trial_result(self, *args: Any, **info: Any) -> None:
         """A validation, and in `done` what the scheduler made of it; or how the trial ended."""
         number, result, now = _number(info), info["result"], time.monotonic()
         spent_s, self._heard[number] = now - self._heard.get(number, now), now
+        step, changes = result["step"], {}
         with self._keeping_failure():
             if "failed" in result:
-                self.records.end(number, "failed", result["failed"], result["step"], spent_s)
+                changes = {"status": "failed", "reason": result["failed"]}
             elif "stopped" in result:
-                self.records.end(number, "stopped", self.ending(), result["step"], spent_s)
+                changes = {"status": "stopped", "reason": self.ending()}
+            elif result["images"] >= self.records.search.plan.max_images:
+                changes = {"status": "finished"}
+            elif result.get("done"):
+                changes = {"status": "pruned", "reason": self._why_pruned(result)}
+            if "mean_iu" in result:
+                images, mean_iu = result["images"], result["mean_iu"]
+                self.records.score(number, images, step, mean_iu, spent_s=spent_s, **changes)
             else:
-                self._score(number, result, spent_s)
+                self.records.update(number, step, spent_s, **changes)
 
     def on_trial_complete(self, *args: Any, **info: Any) -> None:
         """A trial is over, or Tune stopped it without a result."""
-        number, ending = _number(info), self.ending()
         with self._keeping_failure():
-            if self.records.search.trials[number].status == "running":
-                scheduler = self.records.search.plan.scheduler
-                status: Status = "stopped" if ending else "pruned"
-                self.records.end(number, status, ending or f"by {scheduler}")
             self._drain()
-            self._close(number)
+            self._settle(_number(info))
 
     def on_trial_recover(self, *args: Any, **info: Any) -> None:
         """A trial's process was lost; Tune starts it again."""
         with self._keeping_failure():
-            self._free_workers(_number(info))
+            free_workers(_number(info))
         words = "trial %d lost its process and goes on (%s)"
         log.warning(words, _number(info), _why(info["trial"]))
 
     def on_trial_error(self, *args: Any, **info: Any) -> None:
         """A trial's process was lost more often than it may be."""
         number, trial = _number(info), info["trial"]
+        times = f"its process was lost {trial.num_failures} times, more than cluster.max_failures"
         with self._keeping_failure():
-            self._free_workers(number)
-            self.records.end(
-                number,
-                "failed",
-                f"its process was lost {trial.num_failures} times, more than cluster.max_failures: "
-                f"{_why(trial)}",
-            )
+            free_workers(number)
+            self.records.update(number, status="failed", reason=f"{times}: {_why(trial)}")
             self._close(number)
 
     def on_step_end(self, *args: Any, **info: Any) -> None:
@@ -150,7 +137,12 @@ class SearchCallback(tune.Callback):
             return
         self._polled = now
         with self._keeping_failure():
-            self._poll()
+            self._drain()
+            self._clean(LEAVE_S)
+            self.records.tick(TICK_S)
+            search, left = self.records.search, self.settings.words_left(self.records.spent_s())
+            over = len(search.over())
+            self._progress.update(self._bar, completed=over, note=search.words() + left)
         if self.ending() and not self._leaving:
             self._leaving = now
             self._actor.stop.remote()
@@ -164,37 +156,42 @@ class SearchCallback(tune.Callback):
             self._drain()
             for trial in self.records.search.under_way():
                 if trial.status == "running":
-                    self._free_workers(trial.number)
-                    self.records.end(trial.number, "stopped", self.ending())
-                    self._close(trial.number)
+                    free_workers(trial.number)
+                    self._settle(trial.number)
 
-    def _score(self, number: int, result: dict[str, Any], spent_s: float) -> None:
-        images, mean_iu, plan = result["images"], result["mean_iu"], self.records.search.plan
-        changes: dict[str, Any] = {}
-        if images >= plan.max_images:
-            changes = {"status": "finished"}
-        elif result.get("done"):
-            share = images / plan.max_images
-            reason = (
-                f"by {plan.scheduler} after {share:.0%} of its training, at mean IU {mean_iu:.4f}"
+    def _settle(self, number: int) -> None:
+        """Close a trial; one that is said to be running has come to an end without a result."""
+        ending, search = self.ending(), self.records.search
+        if search.trials[number].status == "running":
+            status, reason = (
+                ("stopped", ending) if ending else ("pruned", f"by {search.plan.scheduler}")
             )
-            changes = {"status": "pruned", "reason": reason}
-        self.records.score(number, images, result["step"], mean_iu, spent_s, **changes)
+            self.records.update(number, status=status, reason=reason)
+        self._close(number)
+
+    def _why_pruned(self, result: dict[str, Any]) -> str:
+        plan = self.records.search.plan
+        share = result["images"] / plan.max_images
+        words = f"by {plan.scheduler} after {share:.0%} of its training, at mean IU"
+        return f"{words} {result['mean_iu']:.4f}"
+
+    def _recipe_of(self, trial: Trial) -> Recipe:
+        with suppress(RecipeError):  # it failed because the recipe refuses its point
+            return self.recipe.changed(trial.overrides())
+        return self.recipe
 
     def _close(self, number: int) -> None:
         """Log a trial that is over or stops; its checkpoints go when MLflow has all of it."""
-        trial, recipe = self.records.search.trials[number], self.recipe
-        with suppress(RecipeError):  # it failed because the recipe refuses its point
-            recipe = self.recipe_of(trial)
+        search, limit = self.records.search, self.settings.max_failed
+        trial = search.trials[number]
+        recipe = self._recipe_of(trial)
         self.logger.begin(number, recipe)
-        folder = self.records.checkpoints_of(number)
-        self.logger.end(trial, history(self.records, folder, recipe))
-        self.logger.progress(self.records.search)
+        self.logger.end(trial, history(self.records, number, recipe), search)
         if trial.status not in UNDER_WAY:
             self.logger.after(lambda: self._forget(number))
-        log.info("%s", sentence(self.records.search, number))
-        over = self.records.search.over()
-        failed, limit = [t for t in over if t.status == "failed"], self.settings.max_failed
+        log.info("%s", sentence(trial))
+        over = search.over()
+        failed = [t for t in over if t.status == "failed"]
         if len(failed) >= MIN_FAILED and len(failed) > limit * len(over):
             self.halted = (
                 f"{len(failed)} of the {len(over)} trials that are over failed, more than the "
@@ -215,24 +212,9 @@ class SearchCallback(tune.Callback):
         best = self.records.search.best()
         for number, since in list(self._removable.items()):
             if time.monotonic() - since >= after_s and number != (best and best.number):
-                self._free_workers(number)
+                free_workers(number)
                 self.records.store.remove(self.records.checkpoints_of(number))
                 del self._removable[number]
-
-    def _poll(self) -> None:
-        self._drain()
-        self._clean(LEAVE_S)
-        if self.records.unwritten_s() > TICK_S:
-            self.records.tick()
-        left_s = self.left_s()
-        search = self.records.search
-        words = [f"{search.count(s)} {s}" for s in ("running", "pruned", "failed")]
-        best = search.best()
-        if best is not None and best.mean_iu is not None:
-            words.insert(0, f"best {best.mean_iu:.4f} (trial {best.number})")
-        if left_s is not None:
-            words.append(f"{max(0.0, left_s) / 60:.0f} min of the budget left")
-        self._progress.update(self._bar, completed=len(search.over()), note="  ".join(words))
 
     def _drain(self) -> None:
         rows, texts = ray.get(self._actor.drain.remote())
@@ -240,15 +222,6 @@ class SearchCallback(tune.Callback):
             log.warning("%s", text)
         for number, new in rows.items():
             self.logger.metrics(number, new)
-
-    def _free_workers(self, number: int) -> None:
-        """Ray Train keeps the resources of a trial's workers if the trial's process was killed."""
-        name = f"{self.records.checkpoints_of(number)}/{PLACEMENT_GROUP}.json"
-        if document := self.records.store.read_json(name):
-            group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(document["id"])))
-            with suppress(Exception):  # it may be gone, or of a Ray that is
-                remove_placement_group(group)
-            self.records.store.files.remove(name)
 
     @contextmanager
     def _keeping_failure(self) -> Iterator[None]:
@@ -259,32 +232,29 @@ class SearchCallback(tune.Callback):
             self.failure = self.failure or failure
 
 
-def history(records: Records, folder: str, recipe: Recipe) -> list[Row]:
+def history(records: Records, number: int, recipe: Recipe) -> list[Row]:
     """All metrics of a trial, from its checkpoints; nothing else of them is downloaded."""
     rows: list[Row] = []
     before, files = 0, records.store.files
     num_train = records.search.plan.max_images // sum(phase.epochs for phase in recipe.phases)
     for index, phase in enumerate(recipe.phases):
-        checkpoints = Checkpoints(files, f"{folder}/{index}")
+        checkpoints = Checkpoints(files, f"{records.checkpoints_of(number)}/{index}")
         for name in checkpoints.names():
             content = files.read(f"{checkpoints.prefix}/{name}/{HISTORY}")
-            with suppress(pa.ArrowInvalid), tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / HISTORY
-                path.write_bytes(content or b"")
-                rows += [(before + step, metrics) for step, metrics in History.read(path).rows()]
+            with suppress(pa.ArrowInvalid):  # a damaged one says nothing, and the one before less
+                found = History.parse(content or b"").rows()
+                rows += [(before + step, metrics) for step, metrics in found]
                 break
         before += recipe.num_steps(phase, num_train)
     return rows
 
 
-def sentence(search: Search, number: int) -> str:
+def sentence(trial: Trial) -> str:
     """How a trial ended, for a line on the screen."""
-    trial = search.trials[number]
-    names = short_names(list(search.plan.space))
-    point = ", ".join(f"{names[key]} {word(v)}" for key, v in trial.point.items())
     score = f"mean IU {trial.mean_iu:.4f}; " if trial.mean_iu is not None else ""
     why = f" ({trial.reason})" if trial.reason else ""
-    return f"trial {number} {trial.status} after step {trial.steps}{why}: {score}{point}"
+    words = f"trial {trial.number} {trial.status} after step {trial.steps}{why}"
+    return f"{words}: {score}{'  '.join(trial.overrides())}"
 
 
 def _number(info: dict[str, Any]) -> int:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.cli import Verbs, recipe_arguments
+from pipeline.cli import Verbs, recipe_arguments, store_option
 from pipeline.errors import DataError
+from tuning.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe
-    from tuning.settings import Settings
+    from tuning.records import Records
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,85 +29,70 @@ def main() -> None:
     """
 
 
-def name_and_store(command: Command) -> Command:
-    """NAME and --store, which every verb on a search that is there takes."""
-    text = "The store: a folder, or the URI of an object store."
-    option = click.option("--store", default="store", show_default=True, help=text)
-    return click.argument("name")(option(command))
+def settings_options(*names: str) -> Callable[[Command], Command]:
+    """Options of a search, each with its docstring as help; `parse` finds what is wrong with a value."""
+
+    def add(command: Command) -> Command:
+        for name in reversed(names or tuple(Settings.model_fields)):
+            field = Settings.model_fields[name]
+            kind, text = "TEXT", field.description or ""
+            if field.default is not None and not field.is_required():
+                kind = type(field.default).__name__.upper().replace("STR", "TEXT")
+                text += f"  [default: {field.default}]" * (not names)
+            option = f"--{name.replace('_', '-')}"
+            command = click.option(option, metavar=kind, help=text)(command)
+        return command
+
+    return add
 
 
-OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("--name", str, "Name of the search. Without it, the recipe's name."),
-    ("--trials", int, "Number of trials.  [default: 20]"),
-    (
-        "--budget",
-        str,
-        "Time to spend over all sessions, such as 2h or 1h30m. Without it, no bound.",
-    ),
-    (
-        "--space",
-        click.Path(),
-        "YAML file of what is searched. Without it, learning rate and weight decay.",
-    ),
-    ("--sampler", str, "How points are drawn: tpe, random or grid.  [default: tpe]"),
-    ("--scheduler", str, "Which trials are ended early: asha, median or none.  [default: asha]"),
-    ("--reduction", int, "One of so many trials goes on from each rung of asha.  [default: 3]"),
-    ("--workers", int, "Number of workers of each trial.  [default: 1]"),
-    ("--concurrent", int, "Number of trials side by side.  [default: as many as fit]"),
-    (
-        "--max-failed",
-        float,
-        "Fraction of failed trials above which the search ends.  [default: 0.5]",
-    ),
-    ("--seed", int, "Seed of the points.  [default: 0]"),
-)
+def _records(name: str, store: str) -> Records:
+    from pipeline.storage.store import Store
+    from tuning.records import Records
 
-
-def search_options(command: Command) -> Command:
-    """What a search is asked for."""
-    for name, kind, text in reversed(OPTIONS):
-        command = click.option(name, type=kind, help=text)(command)
-    return command
+    return Records(Store(store), name)
 
 
 @main.command()
 @recipe_arguments
-@search_options
-def search(recipe: str, overrides: tuple[str, ...], space: str | None, **options: object) -> None:
+@settings_options()
+def search(recipe: str, overrides: tuple[str, ...], **options: str | None) -> None:
     """Search for the values with which RECIPE learns best; the same command again goes on.
 
     The first trial is the recipe as it is. Each trial is a run in MLflow below that of the search.
     """
-    from pipeline.config.documents import read_yaml
     from pipeline.config.recipe import load_recipe
-    from tuning.settings import parse_settings
+    from tuning.space import read_space
 
     loaded = load_recipe(recipe, overrides)
-    given = {key: value for key, value in options.items() if value is not None}
-    if space:
-        given["space"] = read_yaml(space, "keys of a recipe with {log: ...} and the like")
-    _search(loaded, parse_settings({"name": loaded.name} | given))
+    given: dict[str, Any] = {"name": loaded.name} | _given(options)
+    if path := given.get("space"):
+        given["space"] = read_space(path)
+    _search(loaded, given)
 
 
 @main.command()
-@name_and_store
-@click.option(
-    "--trials", type=int, help="Number of trials in all, more than before. Not for a grid."
-)
-@click.option("--budget", help="Time to spend over all sessions, such as 4h.")
-def resume(name: str, store: str, trials: int | None, budget: str | None) -> None:
-    """Go on with the search NAME, as it was begun."""
-    from tuning.records import records_of
-    from tuning.settings import parse_settings
+@click.argument("name")
+@store_option
+@settings_options("trials", "budget")
+def resume(name: str, store: str, **options: str | None) -> None:
+    """Go on with the search NAME, as it was begun.
 
-    _, recipe, settings = records_of(store, name).read()
-    given = {"trials": trials, "budget": budget}
-    changed = {key: value for key, value in given.items() if value is not None}
-    plain = settings.model_dump(mode="json", by_alias=True)
-    _search(recipe, parse_settings(plain | changed))
+    More trials (not of a grid) and a larger budget may be given.
+    """
+    _, recipe, settings = _records(name, store).read()
+    _search(recipe, settings.model_dump(mode="json") | _given(options))
 
 
-def _search(recipe: Recipe, settings: Settings) -> None:
+def _given(options: dict[str, str | None]) -> dict[str, str]:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _search(recipe: Recipe, given: dict[str, Any]) -> None:
+    from tuning.space import parse
+
+    settings = parse(Settings, given, "the search")
+
     from pipeline.logs import configure_logging
     from tuning.search import run
 
@@ -128,28 +114,24 @@ def _search(recipe: Recipe, settings: Settings) -> None:
 
 
 @main.command()
-@name_and_store
+@click.argument("name")
+@store_option
 def status(name: str, store: str) -> None:
     """Show how far the search NAME has come."""
     from rich.console import Console
 
-    from tuning.records import records_of
     from tuning.report import head_line, trial_table
 
-    records = records_of(store, name)
+    records = _records(name, store)
     found, _, settings = records.read()
     click.echo(head_line(found, settings, under_way=records.under_way()))
     Console().print(trial_table(found))
 
 
 @main.command()
-@name_and_store
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="YAML file to write the recipe to.",
-)
+@click.argument("name")
+@store_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="YAML file to write it to.")
 @click.option("--run", "train", is_flag=True, help="Run the recipe's whole flow, to the gate.")
 def best(name: str, store: str, output: Path | None, train: bool) -> None:
     """Print the recipe of the best trial of the search NAME, or write it, or run it.
@@ -157,11 +139,9 @@ def best(name: str, store: str, output: Path | None, train: bool) -> None:
     What the search has trained is not trained again.
     """
     from pipeline.cli import run_flow
-    from tuning.best import best_recipe
-    from tuning.records import records_of
 
-    found, recipe, _ = records_of(store, name).read()
-    winning = best_recipe(found, recipe)
+    found, recipe, _ = _records(name, store).read()
+    winning = found.best_recipe(recipe)
     if output:
         output.write_text(winning.to_yaml())
     elif not train:
@@ -172,28 +152,18 @@ def best(name: str, store: str, output: Path | None, train: bool) -> None:
 
 @main.command()
 @recipe_arguments
-@click.option(
-    "--space",
-    "path",
-    type=click.Path(),
-    help="YAML file of what is searched. Without it, learning rate and weight decay.",
-)
-@click.option(
-    "--trials",
-    default=8,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Number of points to show.",
-)
+@settings_options("space")
+@click.option("--trials", default=8, show_default=True, help="Number of points to show.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the points.")
 def space(
-    recipe: str, overrides: tuple[str, ...], path: str | None, trials: int, seed: int
+    recipe: str, overrides: tuple[str, ...], space: str | None, trials: int, seed: int
 ) -> None:
-    """Show which values a search of RECIPE would try; refuse dimensions that cannot matter.
+    """Show which values a random search of RECIPE would try; refuse dimensions that cannot matter.
 
     Each line is a trial as overrides; the first is the recipe as it is.
     """
     from pipeline.config.recipe import load_recipe
+    from tuning.estimators import random_point
     from tuning.space import read_space
     from tuning.validate import check, default_space, known_num_train
 
@@ -204,25 +174,22 @@ def space(
             f"{loaded.name} has not been ingested into {loaded.store}, so its steps are not known, on "
             "which weight decay depends; run fcn-pipeline ingest with the same recipe and store first"
         )
-    chosen = read_space(path) if path else default_space(loaded, num_train)
+    chosen = read_space(space) if space else default_space(loaded, num_train)
     check(chosen, loaded, num_train)
     for number in range(trials):
-        click.echo("  ".join(chosen.overrides(chosen.trial(number, loaded, seed))))
+        click.echo("  ".join(chosen.overrides(random_point(chosen, loaded, seed, number))))
 
 
 @main.command()
-@name_and_store
+@click.argument("name")
+@store_option
 @click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write the page to.",
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to write the page to."
 )
 def report(name: str, store: str, output: Path | None) -> None:
     """Show the search NAME on one page that needs nothing else, with its pictures."""
-    from tuning.records import records_of
     from tuning.report import write_report
 
-    records = records_of(store, name)
+    records = _records(name, store)
     found, _, _ = records.read()
     click.echo(write_report(found, output or records.store.cache / records.folder / "report"))

@@ -1,4 +1,8 @@
-"""Which dimension of a search mattered, and how far that can be trusted."""
+"""Which dimension of a search mattered, and how far that can be trusted.
+
+Optuna's fANOVA is not used for it: its shares sum to one where nothing matters too, and of a dozen
+trials that are drawn again it says something else than of the trials themselves.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from tuning.records import Search
-from tuning.space import Distribution, parse_space
+from tuning.space import Distribution
 
 MIN_TRIALS = 6
 """A parabola goes through any three; with fewer than twice as many nothing can be said."""
@@ -50,72 +54,51 @@ def importances(search: Search) -> Importances | None:
     Later ones are reached by the better trials only, and what is left among those says little of the
     space. None if there are too few trials.
     """
-    reached = survival(search)
+    reached = search.survival()
     images = max(reached, key=lambda each: (reached[each], each), default=0)
     trials = [trial for trial in search.trials.values() if images in trial.curve]
     if len(trials) < MIN_TRIALS:
         return None
     scores = np.array([trial.curve[images] for trial in trials])
-    space = parse_space(search.plan.space, "space").dimensions
+    space = search.plan.space.dimensions
     # Of many dimensions one is soon above what a single one would reach by chance.
     level = 1 - 0.05 / len(space)
-    found = [
-        _importance(key, distribution, [t.point[key] for t in trials], scores, level)
-        for key, distribution in space.items()
-    ]
+    found = []
+    for key, distribution in space.items():
+        basis = _basis(distribution, [trial.point[key] for trial in trials])
+        rng = np.random.default_rng(0)  # the same page from the same records
+        drawn = rng.integers(len(scores), size=(RESAMPLED, len(scores)))
+        low, high = np.quantile([_share(basis[r], scores[r]) for r in drawn], (0.05, 0.95))
+        chances = [_share(basis, rng.permutation(scores)) for _ in range(RESAMPLED)]
+        bounds = float(low), float(high), float(np.quantile(chances, level))
+        found.append(Importance(key, _share(basis, scores), *bounds))
     return Importances(images, len(trials), tuple(sorted(found, key=lambda each: -each.share)))
 
 
-def survival(search: Search) -> dict[int, int]:
-    """How many trials were scored, by images seen."""
-    all_images = sorted({images for t in search.trials.values() for images in t.curve})
-    return {n: sum(n in t.curve for t in search.trials.values()) for n in all_images}
+def coordinates(distribution: Distribution, values: Sequence[JsonValue]) -> Floats:
+    """Values as numbers, to draw and to fit.
 
-
-def coordinates(
-    distribution: Distribution, values: Sequence[JsonValue]
-) -> tuple[Floats, list[JsonValue]]:
-    """Values as numbers to draw and to fit, and the categories of a choice (else none).
-
-    Logarithmic ones keep their unit but are held at or above the lower bound: a recipe's own value may
-    be 0. A choice's are the positions of its values, of unlisted ones after those.
+    Logarithmic ones are held at or above the lower bound: a recipe's own value may be 0. A choice's are
+    the positions of its values, of unlisted ones after those.
     """
     if distribution.choice is None:
         low = distribution.bounds[0] if distribution.log else -np.inf
-        return np.maximum(np.array(values, dtype=np.float64), low), []
-    categories = list(distribution.choice)
-    categories += [v for i, v in enumerate(values) if v not in [*categories, *values[:i]]]
-    return np.array([float(categories.index(v)) for v in values]), categories
+        return np.maximum(np.array(values, dtype=np.float64), low)
+    listed = [*distribution.choice, *values]
+    return np.array([float(listed.index(value)) for value in values])
 
 
-def _importance(
-    key: str, distribution: Distribution, values: Sequence[JsonValue], scores: Floats, level: float
-) -> Importance:
-    where, categories = coordinates(distribution, values)
-    if distribution.log:
-        where = np.log10(where)
-    choice = bool(categories)
-    rng = np.random.default_rng(0)  # the same page from the same records
-    drawn = rng.integers(len(scores), size=(RESAMPLED, len(scores)))
-    shares = [_share(where[rows], scores[rows], choice=choice) for rows in drawn]
-    chances = [_share(where, rng.permutation(scores), choice=choice) for _ in range(RESAMPLED)]
-    return Importance(
-        key,
-        share=_share(where, scores, choice=choice),
-        low=float(np.quantile(shares, 0.05)),
-        high=float(np.quantile(shares, 0.95)),
-        chance=float(np.quantile(chances, level)),
-    )
+def _basis(distribution: Distribution, values: Sequence[JsonValue]) -> Floats:
+    """The functions of which a dimension's influence is put together, at each of the values."""
+    where = coordinates(distribution, values)
+    if distribution.choice is not None:
+        return (where[:, None] == np.unique(where)).astype(np.float64)
+    where = np.log10(where) if distribution.log else where
+    return np.vander((where - where.mean()) / (where.std() or 1.0), 3)
 
 
-def _share(where: Floats, scores: Floats, *, choice: bool) -> float:
-    """Share of the scores' variance that a parabola or, for a choice, a mean for each value follows."""
-    if choice:
-        basis = (where[:, None] == np.unique(where)).astype(np.float64)
-    elif (spread := where.std()) > 0:
-        basis = np.vander((where - where.mean()) / spread, 3)
-    else:
-        return 0.0
+def _share(basis: Floats, scores: Floats) -> float:
+    """Share of the scores' variance that the best sum of the functions follows."""
     left = scores - basis @ np.linalg.lstsq(basis, scores, rcond=None)[0]
     total = float(((scores - scores.mean()) ** 2).sum())
     return min(1.0, max(0.0, 1 - float(left @ left) / total)) if total > 0 else 0.0

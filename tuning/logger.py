@@ -39,32 +39,27 @@ class SearchLogger(RunLogger):
         if run := self._trials.get(number):
             self.log_rows(run, rows)
 
-    def end(self, trial: Trial, rows: list[Row]) -> None:
-        """A trial is over or stops; all its metrics once more, in case some were lost on their way."""
+    def end(self, trial: Trial, rows: list[Row], search: Search) -> None:
+        """A trial is over or stops; all its metrics once more, in case some were lost on their way.
+
+        Then the best of the search so far, by the number of trials that are over.
+        """
         run = self._trials.pop(trial.number)
         self.log_rows(run, rows)
         words = f"{trial.status}{f': {trial.reason}' if trial.reason else ''}"[:4000]
         self.tag(run, {"fcn.ended": words, "mlflow.note.content": words})
         self.close(run, STATUS[trial.status])
-
-    def progress(self, search: Search) -> None:
-        """The best so far, by the number of trials that are over."""
-        best = search.best()
-        if best is not None and best.mean_iu is not None:
+        if (best := search.best()) and best.mean_iu is not None:
             values = {"search/best_mean_iu": best.mean_iu, "search/best_trial": float(best.number)}
             self.log_rows(self.run, [(len(search.over()), values)])
 
     def outcome(self, search: Search, report: Path, metrics: dict[str, float]) -> None:
         """The page, its pictures, and which trial was the best."""
-        best = search.best()
         self.log_rows(self.run, [(len(search.over()), metrics)] if metrics else [])
         self.do(lambda client: client.log_folder(self.run.id, report, "report"))
-        counts = [f"{search.count(s)} {s}" for s in STATUS if search.count(s)]
-        words = f"{len(search.trials)} trials: {', '.join(counts)}"
-        if best is not None and best.mean_iu is not None:
-            words = f"best mean IU {best.mean_iu:.4f} by trial {best.number}; {words}"
-            numbers = list(search.trials)
-            self.do(lambda client: self._tag_best(client, best.number, numbers))
+        if best := search.best():
+            self.do(lambda client: self._tag_best(client, best.number, list(search.trials)))
+        words = f"{len(search.trials)} trials: {search.words()}"
         self.do(lambda client: client.set_note(self.run.id, words))
 
     def run_of(self, client: TrackingClient, number: int) -> str | None:

@@ -12,10 +12,9 @@ the scheduler is written together with the score that it followed from.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import JsonValue
 
@@ -89,11 +88,12 @@ class SearchPlan(Spec):
     data: str = ""
     """Digest of the data set."""
     seed: Count
-    space: dict[str, Any]
-    """As `Space.plain` gives it."""
+    space: Space
     sampler: str
     scheduler: str
     reduction: Positive = 3
+    grid_trials: Count = 0
+    """Number of trials of a grid, which cannot change; 0 for other samplers."""
     max_images: Positive
     """Images that a trial has seen at its end."""
     first_images: Positive
@@ -102,12 +102,12 @@ class SearchPlan(Spec):
     """Optimiser steps of the recipe's own trial."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Search:
     """A search as far as it has come."""
 
     plan: SearchPlan
-    trials: Mapping[int, Trial] = field(default_factory=dict)
+    trials: dict[int, Trial] = field(default_factory=dict)
     """By number."""
     spent_s: float = 0.0
     """Time of all sessions together."""
@@ -126,21 +126,30 @@ class Search:
 
         As long as none has finished, the best of those that did not fail, which cannot be compared well.
         """
-        for statuses in (("finished",), ("pruned", *UNDER_WAY)):
-            among = [t for t in self.ranked() if t.status in statuses and t.scores]
-            if among:
-                return among[0]
-        return None
+        scored = [t for t in self.ranked() if t.scores and t.status != "failed"]
+        finished = [t for t in scored if t.status == "finished"]
+        return next(iter(finished or scored), None)
 
     def ranked(self) -> list[Trial]:
         """All trials, those of the highest mean IU first, unscored ones last."""
         return sorted(
-            self.trials.values(), key=lambda t: (t.mean_iu is None, -(t.mean_iu or 0), t.number)
+            self.trials.values(), key=lambda t: (not t.scores, -(t.mean_iu or 0), t.number)
         )
 
-    def count(self, status: Status) -> int:
-        """Number of trials of a status."""
-        return sum(trial.status == status for trial in self.trials.values())
+    def counts(self) -> Counter[Status]:
+        """Number of trials by status."""
+        return Counter(trial.status for trial in self.trials.values())
+
+    def words(self) -> str:
+        """How far it has come, for a reader."""
+        words = [f"{count} {status}" for status, count in sorted(self.counts().items())]
+        if (best := self.best()) and best.mean_iu is not None:
+            words.append(f"best mean IU {best.mean_iu:.4f} by trial {best.number}")
+        return ", ".join(words) or "no trial yet"
+
+    def survival(self) -> dict[int, int]:
+        """How many trials were scored, by images seen."""
+        return dict(sorted(Counter(n for t in self.trials.values() for n in t.curve).items()))
 
     @property
     def steps_trained(self) -> int:
@@ -154,6 +163,20 @@ class Search:
         share = (t.steps * self.plan.max_images / t.scores[-1].images - t.steps for t in pruned)
         return round(sum(share))
 
+    def best_recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe with the best trial's values; all else is as it was.
+
+        Raises:
+            RecipeError: no trial has come to its end yet.
+        """
+        best = self.best()
+        if best is None or best.status != "finished":
+            raise RecipeError(
+                f"no trial of the search {self.plan.name} has come to its end yet; go on with fcn-tune "
+                "resume, with a larger --budget if it was spent"
+            )
+        return recipe.changed(best.overrides())
+
 
 class Records:
     """The documents of one search, and what they add up to; one process writes at a time."""
@@ -162,7 +185,7 @@ class Records:
         self.store, self.name = store, name
         self.folder = f"searches/{name}"
         self.search: Search
-        self._written_at: float | None = None
+        self._written_at = time.monotonic()
 
     def begin(self, plan: SearchPlan, recipe: Recipe, settings: Settings) -> None:
         """Take the search up, for the first time or again.
@@ -172,24 +195,20 @@ class Records:
         """
         name = f"{self.folder}/search.json"
         if document := self.store.read_json(name):
-            known, had = SearchPlan.model_validate(document["plan"]), document["settings"]["trials"]
-            _require_same(known, plan)
-            if plan.sampler == "grid" and settings.trials != had:
-                raise RecipeError(
-                    f"--trials {settings.trials}: the search {self.name} was begun with {had}, and a "
-                    "grid cannot change its size; give another --name"
-                )
+            known = SearchPlan.model_validate(document["plan"])
+            asked = plan.model_copy(update={"created": known.created})
+            _require_same(known.model_dump(mode="json"), asked.model_dump(mode="json"))
             plan = known
         facts = {"plan": plan, "recipe": recipe, "settings": settings}
         plain = {key: value.model_dump(mode="json", by_alias=True) for key, value in facts.items()}
         self.store.write_json(name, plain)
-        self.search, self._written_at = self._load(plan), time.monotonic()
+        self._load(plan)
 
     def read(self) -> tuple[Search, Recipe, Settings]:
         """The search, the recipe and the settings with which it was begun.
 
         Raises:
-            StoreError: there is no such search.
+            StoreError: there is no search of that name.
         """
         document = self.store.read_json(f"{self.folder}/search.json")
         if document is None:
@@ -197,7 +216,7 @@ class Records:
             raise StoreError(
                 f"there is no search {self.name} in {self.store}/searches; there are {known}"
             )
-        self.search = self._load(SearchPlan.model_validate(document["plan"]))
+        self._load(SearchPlan.model_validate(document["plan"]))
         recipe = Recipe.model_validate(document["recipe"])
         return self.search, recipe, Settings.model_validate(document["settings"])
 
@@ -217,9 +236,16 @@ class Records:
         """A new trial."""
         return self._write(Trial(number=number, point=point))
 
-    def update(self, number: int, **changes: object) -> Trial:
-        """Change what is known of a trial."""
-        return self._write(self.search.trials[number].model_copy(update=changes))
+    def update(self, number: int, step: int = 0, spent_s: float = 0.0, **changes: object) -> Trial:
+        """Change what is known of a trial, which has come to a step in so much time.
+
+        If it ends, its place among those that did is kept with how it did.
+        """
+        trial, status = self.search.trials[number], changes.get("status")
+        if status is not None:
+            changes["ended"] = None if status in UNDER_WAY else len(self.search.over())
+        came = {"steps": max(trial.steps, step), "seconds": trial.seconds + spent_s}
+        return self._write(trial.model_copy(update=changes | came))
 
     def score(
         self,
@@ -227,6 +253,7 @@ class Records:
         images: int,
         step: int,
         mean_iu: float,
+        *,
         spent_s: float = 0.0,
         **changes: object,
     ) -> Trial:
@@ -237,50 +264,26 @@ class Records:
             order = sum(len(t.scores) for t in self.search.trials.values())
             new = Score(images=images, step=step, mean_iu=mean_iu, order=order)
             scores = tuple(sorted((*scores, new), key=lambda score: score.images))
-        if changes:
-            changes["ended"] = len(self.search.over())
-        steps, seconds = max(trial.steps, step), trial.seconds + spent_s
-        return self.update(number, scores=scores, steps=steps, seconds=seconds, **changes)
-
-    def end(
-        self, number: int, status: Status, reason: str, step: int = 0, spent_s: float = 0.0
-    ) -> Trial:
-        """A trial ends without a validation, or stops until the next session."""
-        trial = self.search.trials[number]
-        return self.update(
-            number,
-            status=status,
-            reason=reason,
-            ended=None if status in UNDER_WAY else len(self.search.over()),
-            steps=max(step, trial.steps),
-            seconds=trial.seconds + spent_s,
-        )
-
-    def unwritten_s(self) -> float:
-        """Time of this session that is not written down yet."""
-        return 0.0 if self._written_at is None else time.monotonic() - self._written_at
+        return self.update(number, step, spent_s, scores=scores, **changes)
 
     def spent_s(self) -> float:
         """Time of all sessions, up to now."""
-        return self.search.spent_s + self.unwritten_s()
+        return self.search.spent_s + time.monotonic() - self._written_at
 
-    def tick(self) -> None:
-        """Write down the time that this session has spent so far."""
-        if self._written_at is not None:
-            self.search = replace(self.search, spent_s=self.spent_s())
-            self._written_at = time.monotonic()
-            clock = {"spent_s": self.search.spent_s}
-            self.store.write_json(f"{self.folder}/clock.json", clock)
+    def tick(self, after_s: float = 0.0) -> None:
+        """Write down the time that has been spent, if that was last done so long ago."""
+        if (now := time.monotonic()) - self._written_at >= after_s:
+            self.search.spent_s, self._written_at = self.spent_s(), now
+            self.store.write_json(f"{self.folder}/clock.json", {"spent_s": self.search.spent_s})
 
     def _write(self, trial: Trial) -> Trial:
-        self.store.write_json(
-            f"{self.folder}/records/{trial.number}.json", trial.model_dump(mode="json")
-        )
-        self.search = replace(self.search, trials={**self.search.trials, trial.number: trial})
+        name = f"{self.folder}/records/{trial.number}.json"
+        self.store.write_json(name, trial.model_dump(mode="json"))
+        self.search.trials[trial.number] = trial
         self.tick()
         return trial
 
-    def _load(self, plan: SearchPlan) -> Search:
+    def _load(self, plan: SearchPlan) -> None:
         names = self.store.files.names(f"{self.folder}/records")
         documents = [
             self.store.read_json(f"{self.folder}/records/{name}")
@@ -289,23 +292,18 @@ class Records:
         ]
         trials = sorted(map(Trial.model_validate, documents), key=lambda trial: trial.number)
         clock = self.store.read_json(f"{self.folder}/clock.json") or {"spent_s": 0.0}
-        return Search(plan, {trial.number: trial for trial in trials}, clock["spent_s"])
+        self.search = Search(plan, {trial.number: trial for trial in trials}, clock["spent_s"])
+        self._written_at = time.monotonic()
 
 
-def _require_same(known: SearchPlan, plan: SearchPlan) -> None:
-    had, asked = known.model_dump(mode="json"), plan.model_dump(mode="json")
+def _require_same(had: dict[str, object], asked: dict[str, object]) -> None:
     lines = [
         f"\n  {key}: it has {had[key]}, and now {asked[key]}"
         for key in asked
-        if asked[key] != had[key] and key != "created"
+        if asked[key] != had[key]
     ]
     if lines:
         raise RecipeError(
-            f"a search named {plan.name} was begun otherwise; type what it was begun with, or give "
+            f"a search named {had['name']} was begun otherwise; type what it was begun with, or give "
             f"another --name{''.join(lines)}"
         )
-
-
-def records_of(store: Path | str, name: str) -> Records:
-    """Where the records of a search are, or would be."""
-    return Records(Store(store), name)

@@ -19,6 +19,8 @@ from tuning.records import Search, SearchPlan
 
 MAX_HALVINGS = 3
 """More rungs than these would prune on a few percent of the training."""
+NEVER: Any = float("inf")
+"""Images after which the median rule would pause a trial to wait for others; an int to Ray."""
 MEDIAN_GRACE_FRAC = 0.2
 """The median rule lets every trial train this share of the whole."""
 
@@ -66,14 +68,10 @@ class Remembering(TrialScheduler):
             return TrialScheduler.CONTINUE
         return self.decide(trial.config["number"], result["images"], result["mean_iu"])
 
-    def on_trial_add(self, *args: Any) -> None:
-        """Nothing, as for the next two: trials are known by number, when their first score comes."""
+    def _nothing(self, *args: Any) -> None:
+        """Trials are known by number, when their first score comes."""
 
-    def on_trial_complete(self, *args: Any) -> None:
-        """Nothing."""
-
-    def on_trial_remove(self, *args: Any) -> None:
-        """Nothing."""
+    on_trial_add = on_trial_complete = on_trial_remove = _nothing  # type: ignore[assignment]
 
 
 class Halving(Remembering, ASHAScheduler):
@@ -90,30 +88,19 @@ class MedianRule(Remembering, MedianStoppingRule):
 
 def scheduler_of(plan: SearchPlan) -> TrialScheduler:
     """The scheduler that a search asks for."""
+    what: dict[str, Any] = {"time_attr": "images", "metric": "mean_iu", "mode": "max"}
     if plan.scheduler == "asha":
-        return Halving(
-            time_attr="images",
-            metric="mean_iu",
-            mode="max",
-            max_t=plan.max_images,
-            grace_period=first_rung(plan),
-            reduction_factor=plan.reduction,
-            stop_last_trials=False,
-        )
+        what |= {"max_t": plan.max_images, "reduction_factor": plan.reduction}
+        return Halving(**what, grace_period=first_rung(plan), stop_last_trials=False)
     if plan.scheduler == "median":
-        return MedianRule(
-            time_attr="images",
-            metric="mean_iu",
-            mode="max",
-            grace_period=max(plan.first_images, MEDIAN_GRACE_FRAC * plan.max_images),
-            min_time_slice=float("inf"),  # type: ignore[arg-type]  # it never pauses a trial to wait
-        )
+        grace = max(plan.first_images, MEDIAN_GRACE_FRAC * plan.max_images)
+        return MedianRule(**what, grace_period=grace, min_time_slice=NEVER)
     return FIFOScheduler()
 
 
 def first_rung(plan: SearchPlan) -> int:
     """Images at the first rung: a validation, near 1/reduction^k of the whole, with the largest k."""
-    every, halvings = plan.first_images, MAX_HALVINGS
-    while halvings > 1 and plan.max_images / plan.reduction**halvings < every / 2:
-        halvings -= 1
-    return max(1, round(plan.max_images / plan.reduction**halvings / every)) * every
+    every = plan.first_images
+    rungs = [plan.max_images / plan.reduction**k for k in range(1, MAX_HALVINGS + 1)]
+    first = min((rung for rung in rungs if rung >= every / 2), default=rungs[0])
+    return max(1, round(first / every)) * every

@@ -8,7 +8,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -25,11 +25,12 @@ from pipeline.errors import StoppedError, TrainingError
 from pipeline.flow import Flow
 from pipeline.logs import progress_bar
 from pipeline.results import Dataset, Evaluation
-from pipeline.stages.finetune import FinetuneInputs
+from pipeline.stages import register
+from pipeline.stages.finetune import FinetuneInputs, publish
 from pipeline.storage.store import Store, fingerprint
+from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.model import require_receipt
 from pipeline.training.progress import start_metrics_actor
-from tuning.best import Winner
 from tuning.callbacks import SearchCallback
 from tuning.logger import SearchLogger
 from tuning.records import Records, Search, SearchPlan, Trial
@@ -37,11 +38,8 @@ from tuning.report import write_report
 from tuning.schedulers import Remembering, scheduler_of
 from tuning.searchers import Suggest, TrialSearcher, grid_points, suggest_by
 from tuning.settings import Settings
-from tuning.space import Space, parse_space
 from tuning.trainable import TrialTask, TrialTrainable
 from tuning.validate import check, default_space, known_num_train
-
-log = logging.getLogger(__name__)
 
 MANY = 10**9
 """Images of a data set that nobody has counted: so many that weight decay cannot be inert."""
@@ -95,45 +93,27 @@ def run(
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     lean = recipe.changed([f"cluster.num_workers={settings.workers}"])
-    check_early(lean, settings)
+    num_train = known_num_train(lean)
+    if settings.space or num_train:  # what can be refused without the data is refused at once
+        check(settings.space or default_space(lean, num_train or MANY), lean, num_train or MANY)
     store = Store(recipe.store)
     with store.flow_lock(f"search-{settings.name}"):
         cluster.join(lean.cluster)
-        slots = cluster.trials_that_fit(
-            lean.cluster, cluster.living_nodes(), settings.concurrent or settings.trials
-        )
+        at_most = settings.concurrent or settings.trials
+        slots = cluster.trials_that_fit(lean.cluster, cluster.living_nodes(), at_most)
         key = fingerprint("search", settings.name, science(recipe))
         with SearchLogger(
             recipe, store.cache, f"search {settings.name}", f"search-{key}"
         ) as logger:
-            inputs = Inputs(logger)
-            plan = _plan(lean, settings, inputs)
-            if scheduler:
-                plan = plan.model_copy(update={"scheduler": type(scheduler).__name__})
-            if suggest:
-                plan = plan.model_copy(update={"sampler": suggest.__name__})
-            space = Space.model_validate(plan.space)
-            trials = settings.trials
-            if plan.sampler == "grid":
-                trials = len(grid_points(space, lean, trials))
-            settings = settings.model_copy(update={"trials": trials})
-            records = Records(store, settings.name)
-            records.begin(plan, recipe, settings)
-            suggest = suggest or suggest_by(plan.sampler, space, lean, settings.seed, trials)
-            driver = Driver(lean, settings, records, logger, inputs, key)
-            session = driver.fit(suggest, scheduler or scheduler_of(records.search.plan), slots)
+            driver = Driver(lean, settings, Records(store, settings.name), logger, key)
+            plan = driver.plan(
+                sampler=suggest.__name__ if suggest else settings.sampler,
+                scheduler=type(scheduler).__name__ if scheduler else settings.scheduler,
+            )
+            driver.records.begin(plan, recipe, settings)
+            suggest = suggest or suggest_by(plan, lean)
+            session = driver.fit(suggest, scheduler or scheduler_of(plan), slots)
             return _conclude(recipe, session)
-
-
-def check_early(recipe: Recipe, settings: Settings) -> None:
-    """Refuse at once what can be refused without the data.
-
-    Raises:
-        RecipeError: a space that makes no sense.
-    """
-    num_train = known_num_train(recipe)
-    if settings.space or num_train:
-        _space(recipe, settings, num_train or MANY)
 
 
 def science(recipe: Recipe) -> str:
@@ -142,75 +122,7 @@ def science(recipe: Recipe) -> str:
     return fingerprint({k: v for k, v in recipe.plain().items() if k not in where})
 
 
-class Inputs:
-    """Data set and weights by recipe, computed once and logged to the search's run."""
-
-    def __init__(self, logger: SearchLogger) -> None:
-        self._logger = logger
-        self._known: dict[str, FinetuneInputs] = {}
-        self.digest = ""
-        """Of the data set, which is the same for all trials."""
-
-    def __call__(self, recipe: Recipe) -> FinetuneInputs:
-        """What the first phase of a recipe starts from."""
-        plain = recipe.plain()
-        parts = [plain[part] for part in ("data", "net", "transplant", "seed")]
-        key = fingerprint(parts, recipe.finetune.init)
-        if key not in self._known:
-            self._known[key] = self._prepare(recipe)
-        return self._known[key]
-
-    def _prepare(self, recipe: Recipe) -> FinetuneInputs:
-        flow = Flow(recipe)
-        results = flow.prepare(self._logger).results
-        data: Dataset = results["ingest"]
-        self.digest = data.digest
-        if "transplant" in results:
-            require_receipt(results["transplant"].folder)
-        return FinetuneInputs(
-            phase=recipe.phases[0],
-            train=flow.shards("train"),
-            val=flow.shards("val"),
-            num_train=data.counts["train"],
-            start=flow.stored("transplant") if "transplant" in results else None,
-            receipt=None,
-            rows={split: data.shard_rows(split) for split in data.files},
-            input=data.input_rule(),
-        )
-
-
-def _space(recipe: Recipe, settings: Settings, num_train: int) -> Space:
-    """What is searched, if it makes sense."""
-    space = (
-        parse_space(settings.space, "space") if settings.space else default_space(recipe, num_train)
-    )
-    check(space, recipe, num_train)
-    return space
-
-
-def _plan(recipe: Recipe, settings: Settings, inputs: Inputs) -> SearchPlan:
-    """What decides the search."""
-    num_train = inputs(recipe).num_train
-    epochs = sum(phase.epochs for phase in recipe.phases)
-    first = min(recipe.finetune.validate_every_epochs, recipe.phases[0].epochs)
-    return SearchPlan(
-        name=settings.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        recipe=recipe.name,
-        science=science(recipe),
-        data=inputs.digest,
-        seed=settings.seed,
-        space=_space(recipe, settings, num_train).plain(),
-        sampler=settings.sampler,
-        scheduler=settings.scheduler,
-        reduction=settings.reduction,
-        max_images=epochs * num_train,
-        max_steps=epochs * steps_per_epoch(num_train, recipe.finetune.global_batch),
-        first_images=first * num_train,
-    )
-
-
-@dataclass(frozen=True)
+@dataclass
 class Driver:
     """Runs Tune for one session of a search."""
 
@@ -219,16 +131,74 @@ class Driver:
     settings: Settings
     records: Records
     logger: SearchLogger
-    inputs: Inputs
     key: str
     """Fingerprint of the search."""
+    prepared: dict[tuple[str, ...], Flow] = field(default_factory=dict)
+    """Flows whose data set and weights are there, by the keys of these."""
+
+    def prepare(self, recipe: Recipe) -> tuple[Flow, Dataset, FinetuneInputs]:
+        """The flow of a recipe, its data, and what its first phase starts from, made if need be."""
+        flow = Flow(recipe)
+        ready = [step for step in flow.steps.values() if step.name in ("ingest", "transplant")]
+        keys = tuple(step.key for step in ready)
+        if keys not in self.prepared:
+            flow.prepare(self.logger)
+            if "transplant" in flow.steps:
+                require_receipt(flow.result("transplant").folder)
+            self.prepared[keys] = flow
+        first = self.prepared[keys]
+        data: Dataset = first.result("ingest")
+        return (
+            flow,
+            data,
+            FinetuneInputs(
+                phase=recipe.phases[0],
+                train=first.shards("train"),
+                val=first.shards("val"),
+                num_train=data.counts["train"],
+                start=first.stored("transplant") if "transplant" in flow.steps else None,
+                receipt=None,
+                rows={split: data.shard_rows(split) for split in data.files},
+                input=data.input_rule(),
+            ),
+        )
+
+    def plan(self, sampler: str, scheduler: str) -> SearchPlan:
+        """What decides the search."""
+        recipe, settings = self.recipe, self.settings
+        _, data, _ = self.prepare(recipe)
+        num_train = data.counts["train"]
+        space = settings.space or default_space(recipe, num_train)
+        check(space, recipe, num_train)
+        epochs = sum(phase.epochs for phase in recipe.phases)
+        first = min(recipe.finetune.validate_every_epochs, recipe.phases[0].epochs)
+        grid = len(grid_points(space, recipe, settings.trials)) if sampler == "grid" else 0
+        return SearchPlan(
+            name=settings.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            recipe=recipe.name,
+            science=science(recipe),
+            data=data.digest,
+            seed=settings.seed,
+            space=space,
+            sampler=sampler,
+            scheduler=scheduler,
+            reduction=settings.reduction,
+            grid_trials=grid,
+            max_images=epochs * num_train,
+            max_steps=epochs * steps_per_epoch(num_train, recipe.finetune.global_batch),
+            first_images=first * num_train,
+        )
 
     def fit(self, suggest: Suggest, scheduler: TrialScheduler, slots: int) -> SearchCallback:
         """Train until there are no more trials, or until the session ends."""
-        spec = self.recipe.cluster
+        spec, records = self.recipe.cluster, self.records
         if isinstance(scheduler, Remembering):
-            scheduler.remember(self.records.search)
-        alone = spec.max_workers == 1
+            scheduler.remember(records.search)
+        alone, num_trials = (
+            spec.max_workers == 1,
+            records.search.plan.grid_trials or self.settings.trials,
+        )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are logged as ends
         actor = start_metrics_actor(self.key)
         with (
@@ -236,12 +206,10 @@ class Driver:
             progress_bar() as progress,
         ):
             session = SearchCallback(
-                *(self.recipe, self.settings, self.records, self.logger, actor, progress)
+                *(self.recipe, self.settings, records, self.logger, actor, progress)
             )
             session.close_all()
-            source = TrialSearcher(
-                *(self.records, suggest, self.settings.trials, self.config_of, session.ending)
-            )
+            source = TrialSearcher(records, suggest, num_trials, self.config_of, session.ending)
             tuner = tune.Tuner(
                 tune.with_resources(TrialTrainable, cluster.per_worker(spec) if alone else NESTED),
                 tune_config=tune.TuneConfig(
@@ -263,7 +231,7 @@ class Driver:
             with _stopped_by_signals(session):
                 tuner.fit()
         ray.kill(actor)
-        self.records.tick()
+        records.tick()
         if failure := session.failure or source.failure:
             raise failure
         session.close_all()
@@ -272,9 +240,10 @@ class Driver:
     def config_of(self, trial: Trial) -> dict[str, Any]:
         """What a trial's process is given."""
         recipe, records = self.recipe.changed(trial.overrides()), self.records
-        keys = tuple(step.key for step in Flow(recipe).steps.values() if step.is_phase)
-        place = (records.store, records.checkpoints_of(trial.number), self.inputs(recipe))
-        return {"task": TrialTask(trial.number, recipe, *place, keys, self.key)}
+        flow, _, inputs = self.prepare(recipe)
+        keys = tuple(step.key for step in flow.steps.values() if step.is_phase)
+        place = (records.store, records.checkpoints_of(trial.number))
+        return {"task": TrialTask(trial.number, recipe, *place, inputs, keys, self.key)}
 
 
 @contextmanager
@@ -284,6 +253,9 @@ def _stopped_by_signals(session: SearchCallback) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         session.stopped_by = f"stopped by {signal.Signals(number).name}"
+        give_back()
+
+    def give_back() -> None:
         for each, handler in before.items():
             signal.signal(each, handler)
 
@@ -291,8 +263,7 @@ def _stopped_by_signals(session: SearchCallback) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        give_back()
 
 
 def _conclude(recipe: Recipe, session: SearchCallback) -> Result:
@@ -300,16 +271,48 @@ def _conclude(recipe: Recipe, session: SearchCallback) -> Result:
     records, logger = session.records, session.logger
     search, best = records.search, records.search.best()
     page = write_report(search, records.store.cache / records.folder / "report")
-    winner, scores, registered = None, None, ""
+    scores, registered = None, ""
     if best is not None and best.status == "finished" and not session.stopped_by:
-        winner = Winner(recipe, best, logger)
-        winner.publish(records.checkpoints_of(best.number))
-        scores = winner.score()
+        winner = Flow(recipe.changed(best.overrides()))
+        scores = _publish(winner, records.checkpoints_of(best.number), logger)
     logger.outcome(search, page.parent, scores.metrics() if scores else {})
-    if winner and scores:
-        registered = winner.register(scores)
+    if scores and best:
+        registered = _register(winner, best, scores, logger)
     if session.halted:
         raise TrainingError(f"the search was ended: {session.halted}; see {page}")
     if session.stopped_by:
         raise StoppedError(f"{session.stopped_by}; the same command goes on with the search")
     return Result(search, page, scores, registered, logger.address)
+
+
+def _publish(winner: Flow, folder: str, logger: SearchLogger) -> Evaluation:
+    """Nets and scores of the best trial where a flow of its recipe finds them, from its checkpoints."""
+    store = winner.store
+    rule = winner.prepare(logger).results["ingest"].input_rule()
+    phases = [step for step in winner.steps.values() if step.is_phase]
+    for index, step in enumerate(phases):
+        if winner.published(step) is None:
+            last, _ = Checkpoints(store.files, f"{folder}/{index}").newest()
+            assert last is not None, f"{folder}/{index} has no checkpoint"
+            publish(winner.recipe, store, step.key, step.phase.stride, last, rule)
+    store.remember_net(winner.recipe.name, phases[-1].stage.folder, phases[-1].key)
+    step = winner.steps["evaluate"]
+    with store.compute_once(step.stage.folder, step.key, step.name) as manifest:
+        if manifest is None:
+            step.stage.run(winner, step)
+    facts = winner.published(step) or {}
+    return Evaluation.model_validate({**facts, "folder": winner.stored(step.name).localize()})
+
+
+def _register(winner: Flow, trial: Trial, scores: Evaluation, logger: SearchLogger) -> str:
+    """A version that is called challenger, and not more: the gate is for `best --run`.
+
+    The trial was chosen by the images that score it, so its score is a little better than it is.
+    """
+    model = winner.recipe.register_as.model or winner.recipe.name
+    net = winner.stored(winner.steps["evaluate"].needs[-1]).localize()
+    with logger.registering() as (registry, search_run):
+        run = logger.run_of(registry.tracking, trial.number) or search_run
+        version = register.enter(registry, run, model, net, scores)
+        registry.name_challenger(model, version)
+    return f"models:/{model}/{version} is @challenger"

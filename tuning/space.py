@@ -13,15 +13,23 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import ConfigDict, FiniteFloat, JsonValue, RootModel, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    JsonValue,
+    RootModel,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.config.documents import read_yaml
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Spec
-from pipeline.data.sampler import seed_of
 from pipeline.errors import RecipeError
 
 LR, WEIGHT_DECAY = "finetune.optimizer.lr", "finetune.optimizer.weight_decay"
@@ -29,6 +37,7 @@ LR, WEIGHT_DECAY = "finetune.optimizer.lr", "finetune.optimizer.weight_decay"
 Point = dict[str, JsonValue]
 """A value for each dimension."""
 Bounds = tuple[FiniteFloat, FiniteFloat]
+Model = TypeVar("Model", bound=BaseModel)
 
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """Numbers such as 1e-4, which YAML 1.1 takes for text."""
@@ -44,12 +53,38 @@ class Distribution(Spec):
     choice: tuple[JsonValue, ...] | None = None
     """One of a few values of any kind."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_one_kind(cls, plain: object) -> object:
+        given = plain if isinstance(plain, dict) else {}
+        kinds = [kind for kind, values in given.items() if values is not None]
+        if isinstance(plain, Distribution) or (len(kinds) == 1 and kinds[0] in cls.model_fields):
+            return plain
+        raise ValueError("write {log: [LOW, HIGH]}, {uniform: [LOW, HIGH]} or {choice: [A, B]}")
+
     @field_validator("choice", mode="before")
     @classmethod
     def _numbers(cls, values: object) -> object:
         if not isinstance(values, list | tuple):
             return values
         return [float(v) if isinstance(v, str) and EXPONENT.fullmatch(v) else v for v in values]
+
+    @model_validator(mode="after")
+    def _searches_something(self) -> Distribution:
+        low, high = self.bounds
+        rule = ""
+        if self.choice is not None:
+            if len({json.dumps(value, sort_keys=True) for value in self.choice}) < 2:
+                rule = "a choice takes two different values or more; give them, or take it out"
+        elif self.log and min(low, high) <= 0:
+            rule = f"log bounds must be above 0; raise {min(low, high):g} or write uniform"
+        elif low > high:
+            rule = f"the bounds are upside down; write [{high}, {low}]"
+        elif low == high:
+            rule = "the bounds are equal, which searches nothing; widen them, or take it out"
+        if rule:
+            raise ValueError(rule)
+        return self
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -60,23 +95,14 @@ class Distribution(Spec):
         """The bounds, or all values of a choice."""
         return self.bounds if self.choice is None else self.choice
 
-    def at(self, fraction: float) -> float:
-        """The value at a fraction of the way from bound to bound, in decades if it is logarithmic."""
-        low, high = self.bounds
-        value = low * (high / low) ** fraction if self.log else low + (high - low) * fraction
-        return float(np.clip(value, low, high))
-
-    def draw(self, rng: np.random.Generator) -> JsonValue:
-        """One value."""
-        if self.choice is None:
-            return self.at(rng.random())
-        return self.choice[int(rng.integers(len(self.choice)))]
-
     def spread(self, count: int) -> list[JsonValue]:
         """Values at equal distances with the bounds, the middle if one is wanted; a choice's values."""
         if self.choice is not None:
             return list(self.choice)
-        return [self.at(f) for f in np.linspace(0, 1, count)] if count > 1 else [self.at(0.5)]
+        values = (np.geomspace if self.log else np.linspace)(
+            *self.bounds, 3 if count == 1 else count
+        )
+        return values[1:2].tolist() if count == 1 else values.tolist()
 
     def contains(self, value: JsonValue) -> bool:
         """Whether a value lies between the bounds, or is one of the choice."""
@@ -91,18 +117,18 @@ class Space(RootModel[dict[str, Distribution]]):
 
     model_config = ConfigDict(frozen=True)
 
+    @model_validator(mode="after")
+    def _has_dimensions(self) -> Space:
+        if not self.root:
+            raise ValueError(
+                f"nothing to search; write for example {LR}: {{log: [1.0e-5, 1.0e-2]}}"
+            )
+        return self
+
     @property
     def dimensions(self) -> dict[str, Distribution]:
         """The distribution of each dotted key."""
         return self.root
-
-    def plain(self) -> dict[str, Any]:
-        """As YAML has it; `parse_space` reads it."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-    def sample(self, rng: np.random.Generator) -> Point:
-        """A point; each dimension is drawn by itself."""
-        return {key: distribution.draw(rng) for key, distribution in self.root.items()}
 
     def grid(self, points_per_dimension: int) -> list[Point]:
         """All combinations of values at equal distances; the last dimension changes fastest."""
@@ -112,20 +138,6 @@ class Space(RootModel[dict[str, Distribution]]):
     def own(self, recipe: Recipe) -> Point:
         """The recipe's own values: the point of every search's first trial, within bounds or not."""
         return {key: value_of(recipe, key) for key in self.root}
-
-    def trial(self, number: int, recipe: Recipe, seed: int) -> Point:
-        """The point of a random search's trial: 0 is the recipe's own.
-
-        A pure function, so that a search that goes on after a kill has the points it would have had.
-        """
-        if number == 0:
-            return self.own(recipe)
-        return self.sample(np.random.default_rng(seed_of("trial", seed, number)))
-
-    def grid_trials(self, points_per_dimension: int, recipe: Recipe) -> list[Point]:
-        """The points of a grid search's trials: the recipe's own, then the grid without it."""
-        own = self.own(recipe)
-        return [own, *(point for point in self.grid(points_per_dimension) if point != own)]
 
     @staticmethod
     def overrides(point: Point) -> list[str]:
@@ -145,40 +157,31 @@ def read_space(path: str) -> Space:
     """A space from a YAML file.
 
     Raises:
-        RecipeError: all entries that are no distribution, at once.
+        RecipeError: no such file, or all its mistakes at once.
     """
-    return parse_space(read_yaml(path, "keys of a recipe with {log: ...} and the like"), path)
+    return parse(Space, read_yaml(path, "keys of a recipe with {log: ...} and the like"), path)
 
 
-def parse_space(tree: dict[str, Any], source: str) -> Space:
-    """A space from plain values, as `Space.plain` and YAML give them.
+def parse(model: type[Model], plain: dict[str, Any], source: str) -> Model:
+    """A space or the settings of a search from plain values, as YAML and the command line give them.
 
     Raises:
-        RecipeError: all entries that are no distribution, at once.
+        RecipeError: all mistakes at once, each with its place, value and rule.
     """
-    mistakes = [line for key, plain in tree.items() if (line := _malformed(key, plain))]
-    if not tree:
-        mistakes = [f"  nothing to search; write for example {LR}: {{log: [1.0e-5, 1.0e-2]}}"]
-    if mistakes:
-        raise RecipeError("\n".join([f"{source}: {counted(mistakes)}", *mistakes]))
-    return Space.model_validate(tree)
-
-
-def _malformed(key: object, plain: object) -> str:
-    entry = f"  {key}={json.dumps(plain, default=str)[:60]}"
-    kind = next(iter(plain)) if isinstance(plain, dict) and len(plain) == 1 else None
-    if not isinstance(key, str) or kind not in Distribution.model_fields:
-        return (
-            f"{entry}: write {{log: [LOW, HIGH]}}, {{uniform: [LOW, HIGH]}} or {{choice: [A, B]}}"
-        )
     try:
-        Distribution.model_validate(plain)
-    except ValidationError:
-        wanted = "a list of values" if kind == "choice" else "two finite numbers, [LOW, HIGH]"
-        return f"{entry}: {kind} takes {wanted}"
-    return ""
+        return model.model_validate(plain)
+    except ValidationError as error:
+        lines = [_explain(mistake) for mistake in error.errors()]
+        raise RecipeError("\n".join([f"{source}: {counted(lines)}", *lines])) from None
 
 
-def counted(mistakes: list[str]) -> str:
+def _explain(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    place = ".".join(str(part) for part in mistake["loc"])
+    value = json.dumps(mistake["input"], default=str).strip('"')[:60]
+    rule = mistake["msg"].removeprefix("Value error, ")
+    return f"  {place}={value}: {rule[0].lower()}{rule[1:]}"
+
+
+def counted(mistakes: Sequence[str]) -> str:
     """How many there are."""
     return "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"

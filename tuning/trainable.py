@@ -16,12 +16,13 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.train import ScalingConfig
 from ray.tune.trainable import wrap_function
-from ray.util import get_current_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from torch.optim import Optimizer
 
 from fcn.nets import FCN
-from pipeline.cluster import set_threads
+from pipeline.cluster import per_worker, set_threads
 from pipeline.config.recipe import Recipe
 from pipeline.data.sampler import steps_per_epoch
 from pipeline.errors import PipelineError
@@ -32,10 +33,9 @@ from pipeline.training.distributed import DistContext
 from pipeline.training.progress import NAMESPACE, MetricsForwarder, Row, metrics_actor_name
 from pipeline.training.ray_train import TrainingTask, train
 from pipeline.training.state import HISTORY, History, TrainState, step_of
-from pipeline.training.trainer import Trainer
 
-PLACEMENT_GROUP = "placement_group"
-"""The document in a trial's folder that names the placement group of its workers."""
+MARK_BYTES = 2 << 20
+"""The workers of trial N take so much memory and N bytes more, which tells their placement group."""
 POLL_S = 0.2
 LEAVE_S = 120.0
 """The workers of a trial that Tune stops have so long to save and leave."""
@@ -198,8 +198,8 @@ class TrialRun:
         num_steps = inputs.steps(self.recipe)
         key = f"{self.task.search}-{self.task.number}-{self._before}"
         forwarder = MetricsForwarder(f"trial {self.task.number}", key, num_steps, log_rows)
-        plain = vars(inputs.task(self.recipe))
-        task = WorkersTask(**plain, store=self.task.store, folder=self.task.folder)
+        task = WorkersTask(**vars(inputs.task(self.recipe)), number=self.task.number)
+        free_workers(task.number)  # of a process of this trial that was lost
         _workers_left.clear()
         try:
             with ThreadPoolExecutor(1) as executor:
@@ -230,15 +230,24 @@ class ReportingCheckpointManager(LocalCheckpointManager):
 
 @dataclass(frozen=True)
 class WorkersTask(TrainingTask):
-    """What the workers of a trial train; they note which placement group is theirs."""
+    """What the workers of a trial train; their placement group bears the trial's number."""
 
-    store: Store | None = None
-    folder: str = ""
+    number: int = 0
 
-    def trainer(self, context: DistContext, *args: Any, **kwargs: Any) -> Trainer:  # noqa: ANN401 - as its base
-        """The training loop of one worker."""
-        group = get_current_placement_group()
-        if context.rank == 0 and group is not None and self.store is not None:
-            name = f"{self.folder}/{PLACEMENT_GROUP}.json"
-            self.store.write_json(name, {"id": group.id.hex()})
-        return super().trainer(context, *args, **kwargs)
+    def scaling(self) -> ScalingConfig:
+        """What each worker takes, and the mark."""
+        taken = per_worker(self.recipe.cluster) | {"memory": MARK_BYTES + self.number}
+        return replace(super().scaling(), resources_per_worker=taken)
+
+
+def free_workers(number: int) -> None:
+    """Remove the placement groups of a trial's workers, which outlive its process if that was killed.
+
+    Ray Train's own cleaner asks Ray's dashboard, which a trial cannot count on. A placement group's id
+    ends with its job's, and its name is not ours to give: so a trial's is known by what it takes.
+    """
+    job, mark = ray.get_runtime_context().get_job_id(), MARK_BYTES + number
+    for found, group in placement_group_table().items():
+        taken = {bundle.get("memory") for bundle in group["bundles"].values()}
+        if group["state"] != "REMOVED" and found.endswith(job) and mark in taken:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(found))))

@@ -42,10 +42,11 @@ class SplitSpec(Spec):
 
     images: str
     """Folder of images, or a template such as `photos/{stem}.jpg`; what {stem} stands for is the name of
-    the sample and may hold slashes. Folder of parquet files for `huggingface`."""
+    the sample and may hold slashes. Parquet files such as `data/train-*.parquet`, or a folder of them,
+    for `huggingface`."""
     labels: str
     """Folder of label maps with the same names, or a template such as `photos/{stem}_mask.png`; file of
-    annotations for `coco` and `labelstudio`."""
+    annotations for `coco` and `labelstudio`, column for `huggingface`."""
     list: str | None = None
     """Text file that names the samples of the split, one a line, with or without ending; all images if
     not given."""

@@ -36,6 +36,8 @@ from pipeline.storage.object_store import URI
 
 MAX_SECTIONS, MAX_SHOWN = 10, 60
 """Parts of an overridden key before its last; characters of a value in a message."""
+CHOOSE = "CHOOSE"
+"""What `new` writes where it does not know: the lines to choose from stand below it."""
 
 
 class Recipe(Spec):
@@ -46,13 +48,28 @@ class Recipe(Spec):
     data: DataSpec
     net: NetSpec
     transplant: TransplantSpec | None = None
-    finetune: FinetuneSpec
+    finetune: FinetuneSpec = FinetuneSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     register_as: RegisterSpec = Field(default=RegisterSpec(), alias="register")
     cluster: ClusterSpec = ClusterSpec()
     tracking: TrackingSpec = TrackingSpec()
     store: Annotated[str, Field(pattern=URI)] | Path = Path("store")
     """Of data sets, weights, nets and runs: a folder, or the URI of one in an object store."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_weights(cls, tree: Any) -> Any:  # noqa: ANN401 - what pydantic hands over
+        """The backbone's published weights, where the recipe names none and needs them."""
+        if not isinstance(tree, dict):
+            return tree
+        net, tune = tree.get("net"), tree.get("finetune", {})
+        given = tree.get("transplant", {})
+        if not (isinstance(net, dict) and isinstance(tune, dict) and isinstance(given, dict)):
+            return tree
+        if "weights" in given or tune.get("init") == "scratch":
+            return tree
+        weights = "package" if net.get("backbone") == "efficientnet_lite0" else "torchvision"
+        return {**tree, "transplant": {**given, "weights": weights}}
 
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
@@ -158,7 +175,10 @@ def _validated(tree: dict[str, Any], source: str, overrides: Sequence[str]) -> R
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        mistakes = [_explain(mistake) for mistake in error.errors()]
+        mistakes = [
+            _undecided(each) if each["input"] == CHOOSE else _explain(each)
+            for each in error.errors()
+        ]
         raise RecipeError("\n".join([f"{source}: {_mistakes(len(mistakes))}", *mistakes])) from None
 
 
@@ -225,6 +245,11 @@ def _value(path: str, text: str) -> Any:  # noqa: ANN401 - any plain value
         return text
     except ValueError as error:
         raise RecipeError(f"--set {path}={_short(text)}: {error}") from None
+
+
+def _undecided(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    path = ".".join(str(part) for part in mistake["loc"])
+    return f"  {path}: still to decide; put one of the lines below it in the recipe in its place"
 
 
 def _explain(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails

@@ -93,21 +93,32 @@ class TransplantSpec(Spec):
         return weights
 
 
-class OptimizerSpec(Spec):
-    """How a gradient becomes a step."""
+SGD = {"lr": 1e-3, "weight_decay": 5e-4, "head_lr_mult": 1.0}
+"""What is not given for SGD; the defaults of the fields are AdamW's."""
+DEFAULT_EPOCHS = 24
 
-    kind: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat
-    """Base learning rate of the backbone, for the loss per valid pixel."""
-    weight_decay: NonNegative = 5e-4
+
+class OptimizerSpec(Spec):
+    """How a gradient becomes a step; what is not given depends on the kind."""
+
+    kind: Literal["sgd", "adamw"] = "adamw"
+    lr: PositiveFloat = 8e-4
+    """Base learning rate of the backbone, for the loss per valid pixel; 1e-3 if not given for SGD."""
+    weight_decay: NonNegative = 1e-2
+    """5e-4 if not given for SGD."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """For SGD."""
-    head_lr_mult: PositiveFloat = 1.0
-    """Factor on lr for the new layers: scores and learned upsampling."""
+    head_lr_mult: PositiveFloat = 5.0
+    """Factor on lr for the new layers: scores and learned upsampling; 1 if not given for SGD."""
     bias_lr_mult: PositiveFloat = 1.0
     """2 in the paper."""
     decay_biases: bool = True
     """False in the paper."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_kind(cls, value: object) -> object:
+        return {**SGD, **value} if isinstance(value, dict) and value.get("kind") == "sgd" else value
 
 
 class ScheduleSpec(Spec):
@@ -121,7 +132,7 @@ class ScheduleSpec(Spec):
 class AugmentSpec(Spec):
     """What is done to an image and its label together, then to the image alone."""
 
-    crop_px: tuple[Pixels, Pixels]
+    crop_px: tuple[Pixels, Pixels] = (352, 352)
     """Height and width that every sample is cropped, or padded with void, to."""
     scale: Range = (1.0, 1.0)
     flip_prob: Fraction = 0.5
@@ -153,16 +164,16 @@ class FinetuneSpec(Spec):
     trainable: Literal["all", "head"] = "all"
     """`head` trains the new layers alone: the paper's FCN-32s-fixed."""
     epochs: Positive | None = None
-    """Epochs of an at-once training; give either epochs or phases."""
+    """Epochs of an at-once training, 24 if neither they nor phases are given."""
     phases: tuple[PhaseSpec, ...] = ()
     """Staged training, coarse to fine; the last stride is the net's."""
-    global_batch: Positive
+    global_batch: Positive = 8
     """Images in an optimiser step."""
-    micro_batch: Positive
+    micro_batch: Positive = 4
     """Images in a unit of work; workers share the global batch in these."""
-    optimizer: OptimizerSpec
+    optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
-    augment: AugmentSpec
+    augment: AugmentSpec = AugmentSpec()
     batch_norm: Literal["frozen", "micro", "sync"] | None = None
     """`frozen` (statistics of the pretrained weights), `micro` (of each micro-batch) or `sync` (of what
     all workers hold; CUDA). If not given: frozen after a transplant, micro from scratch."""
@@ -175,6 +186,13 @@ class FinetuneSpec(Spec):
     validate_every_epochs: Positive = 1
     """Epochs between validations; the last epoch is always validated."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _at_once(cls, value: object) -> object:
+        if not isinstance(value, dict) or value.get("phases") or value.get("epochs") is not None:
+            return value
+        return {**value, "epochs": DEFAULT_EPOCHS}
+
     @model_validator(mode="after")
     def _splits(self) -> FinetuneSpec:
         if self.global_batch % self.micro_batch:
@@ -184,7 +202,7 @@ class FinetuneSpec(Spec):
                 f"{self.micro_batch}; use micro_batch={near} or global_batch="
                 f"{-(-self.global_batch // self.micro_batch) * self.micro_batch}"
             )
-        if (self.epochs is None) == (not self.phases):
+        if self.epochs and self.phases:
             raise ValueError("give either epochs (at-once) or phases (staged)")
         return self
 

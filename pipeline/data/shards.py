@@ -117,7 +117,7 @@ class Shards:
 
     def _table(self, shard: int) -> pa.Table:
         if shard not in self._tables:
-            self._tables[shard] = _open(self.files[shard])
+            self._tables[shard] = open_shard(self.files[shard])
         return self._tables[shard]
 
     @cached_property
@@ -152,11 +152,11 @@ class Shards:
         """
         encoded = self._cell(index, "image")
         if index in self._verified:
-            return decode_rgb(encoded), self._label(index)
+            return decode_rgb(encoded), self.label(index)
         if hashlib.sha256(encoded).hexdigest() != self._cell(index, "sha256"):
             raise self._damaged(index, "image")
         try:
-            label = self._label(index)
+            label = self.label(index)
         except ImageError as error:
             raise self._damaged(index, "label") from error
         if pixels_sha256(label) != self._cell(index, "label_sha256"):
@@ -164,7 +164,8 @@ class Shards:
         self._verified.add(index)
         return decode_rgb(encoded), label
 
-    def _label(self, index: int) -> NDArray[np.uint8]:
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """Class ids (h, w) uint8 of the label map alone, void = 255."""
         return decode_ids(self._cell(index, "label")).astype(np.uint8, copy=False)
 
     def _damaged(self, index: int, what: str) -> DataError:
@@ -175,8 +176,12 @@ class Shards:
         )
 
 
-def _open(file: File) -> pa.Table:
-    """A file's columns, memory-mapped."""
+def open_shard(file: File) -> pa.Table:
+    """A file's columns, memory-mapped.
+
+    Raises:
+        DataError: it is damaged.
+    """
     try:
         table = pa.ipc.open_file(pa.memory_map(str(localize(file)))).read_all()
         table.validate(full=True)  # damaged offsets would point anywhere

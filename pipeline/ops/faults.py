@@ -23,6 +23,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fcn.weights import NET
+from pipeline import cluster
 from pipeline.config.schema import ClusterSpec
 from pipeline.errors import ClusterError
 from pipeline.stage_table import Step
@@ -54,6 +55,7 @@ class RayUnderTest:
 
     def start(self) -> None:
         """Connect. Our own Ray has a head without CPUs, a node for each worker and a spare one."""
+        cluster.protect_token()
         if self.ours:
             from ray.cluster_utils import Cluster  # noqa: PLC0415 - only where no Ray is named
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +15,10 @@ from rich.table import Table
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import ClusterSpec, PhaseSpec
-from pipeline.data.sources import open_source
+from pipeline.data.sources import Sample, Source, open_source
 from pipeline.errors import ClusterError
 from pipeline.flow import Flow, Report
-from pipeline.results import RECEIPT
+from pipeline.results import RECEIPT, REPORT, Dataset, Evaluation
 
 
 def plan_rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
@@ -75,6 +77,45 @@ def _fit(spec: ClusterSpec) -> tuple[str, ...]:
     return (f"{where} holds {fit} at a time{otherwise * (fit < spec.min_workers)}",)
 
 
+NUM_CHECKED = 8
+"""Samples that a plan reads, evenly over all."""
+NUM_TOLD = 3
+
+
+def data_lines(recipe: Recipe) -> Iterator[str]:
+    """What the data set holds: counts and pairs, and what the ingest would say of a few samples."""
+    source = open_source(recipe)
+    samples, rejected = source.samples()
+    counts = Counter(sample.split for sample in samples)
+    listed = ", ".join(f"{n} {split}" for split, n in counts.items())
+    yield f"data: {len(samples)} pairs of image and label ({listed}), {len(rejected)} without a partner"
+    for why in rejected[:NUM_TOLD]:
+        yield f"  {why.split}/{why.id}: {why.reason}: {why.evidence}"
+    yield from _sample_lines(recipe, source, samples[:: -(-len(samples) // NUM_CHECKED) or 1])
+
+
+def _sample_lines(recipe: Recipe, source: Source, some: Sequence[Sample]) -> Iterator[str]:
+    from fcn.images import ImageError  # noqa: PLC0415 - OpenCV and Pillow take a moment
+    from pipeline.data.check import Rules, check_sample, find_range  # noqa: PLC0415
+
+    rules = Rules(recipe.data.input_rule(), recipe.data.label_rule())
+    if recipe.data.range == "auto":
+        rules = rules._replace(image=replace(rules.image, range=find_range(source, some)))
+    table = recipe.data.class_table()
+    px: Counter[str] = Counter()
+    faults = []
+    for sample in some:
+        try:
+            facts = check_sample(source, sample, rules)[1]
+        except ImageError as fault:
+            faults.append(f"  {sample.split}/{sample.id}: {fault}")
+        else:
+            px.update(dict(zip(table.names, facts.class_px, strict=True)))
+    shares = ", ".join(f"{name} {n / px.total():.1%}" for name, n in px.items() if n) or "no class"
+    yield f"{len(some) - len(faults)} of {len(some)} of them that were read are fit: {shares}"
+    yield from faults[:NUM_TOLD]
+
+
 def _num_train(flow: Flow) -> int:
     """Images to train on: those ingested; before that those listed, of which some may be rejected."""
     if counts := flow.published_counts():
@@ -120,6 +161,8 @@ def closing_lines(report: Report) -> Iterator[str]:
     if all(how == "unchanged" for _, how, _ in report.steps):
         yield "[bold]nothing changed, so nothing was computed again[/]"
     results = report.results
+    if data := results.get("ingest"):
+        yield _data_line(data)
     if done := results.get("transplant"):
         yield (
             f"transplant       {done.copied} tensors copied, {done.reshaped} reshaped, "
@@ -127,17 +170,33 @@ def closing_lines(report: Report) -> Iterator[str]:
             f"greatest difference {done.max_difference:.1e} (at most {done.tolerance:.0e})"
         )
     if scores := results.get("evaluate"):
-        yield (
-            f"{scores.split} of {scores.num_images} images: [bold]mean IU {scores.mean_iu:.4f}[/], "
-            f"pixel accuracy {scores.pixel_accuracy:.4f}, mean accuracy {scores.mean_accuracy:.4f}, "
-            f"f.w. IU {scores.frequency_weighted_iu:.4f}"
-        )
-        yield f"pictures         {escape(_short(scores.folder / 'predictions.png'))}"
+        yield from _score_lines(scores)
     if version := results.get("register"):
         yield f"model            {escape(version.sentence())}"
         yield f"champion now     {escape(report.champion or 'not known: MLflow is away')}"
     if report.tracking:
         yield f"tracked in       mlflow ui --backend-store-uri {escape(report.tracking)}"
+
+
+def _data_line(data: Dataset) -> str:
+    doubts = sum(doubt.level == "warning" for doubt in data.doubts)
+    found = f", {doubts} doubt{'s' * (doubts > 1)}" if doubts else ""
+    return f"data report      {escape(_short(data.folder / REPORT))}{found}"
+
+
+def _score_lines(scores: Evaluation) -> Iterator[str]:
+    yield (
+        f"{scores.split} of {scores.num_images} images: [bold]mean IU {scores.mean_iu:.4f}[/], "
+        f"pixel accuracy {scores.pixel_accuracy:.4f}, mean accuracy {scores.mean_accuracy:.4f}, "
+        f"f.w. IU {scores.frequency_weighted_iu:.4f}"
+    )
+    if scores.absent:
+        words = [
+            name if scores.class_iu[name] is None else f"{name} (predicted, so its IU is 0)"
+            for name in scores.absent
+        ]
+        yield f"not in the split {escape(', '.join(words))}"
+    yield f"pictures         {escape(_short(scores.folder / 'predictions.png'))}"
 
 
 def _short(path: Path) -> str:

@@ -59,17 +59,17 @@ def run(
         drawing = ray.remote(_drawn).options(**task_options(recipe.cluster))
         drawn = drawing.remote(recipe, net, shards)
         confusion = _count(recipe, net, shards)
-        scores = confusion.scores()
-        counts = confusion.counts.numpy()
+        scores, counts = confusion.scores(), confusion.counts.numpy()
+        absent = [name for name, n in zip(table.names, counts.sum(1), strict=True) if not n]
         (draft / "confusion.json").write_text(
             json.dumps({"classes": table.names, "counts": counts.tolist()})
         )
         plots.confusion_matrix(draft / "confusion.png", counts, table)
-        plots.class_bars(draft / "classes.png", scores, table)
+        plots.class_bars(draft / "classes.png", scores, table, absent)
         for name, content in cluster.get(drawn).items():
             (draft / name).parent.mkdir(exist_ok=True)
             (draft / name).write_bytes(content)
-        result = _result(recipe, draft, questions, scores, int(np.count_nonzero(counts.sum(1))))
+        result = _result(recipe, draft, questions, scores, absent)
         manifest |= result.model_dump(mode="json")
     return result
 
@@ -156,7 +156,7 @@ def file_name(sample: str) -> str:
 
 
 def _result(
-    recipe: Recipe, folder: Path, questions: Questions, scores: Scores, classes_seen: int
+    recipe: Recipe, folder: Path, questions: Questions, scores: Scores, absent: list[str]
 ) -> Evaluation:
     names = recipe.data.class_table().names
     known = (None if np.isnan(iu) else iu for iu in scores.class_iu)
@@ -166,6 +166,7 @@ def _result(
         num_images=len(questions.shards),
         class_iu=dict(zip(names, known, strict=True)),
         data_digest=questions.data_digest,
-        classes_seen=classes_seen,
+        classes_seen=len(names) - len(absent),
+        absent=absent,
         **scores.summary(),
     )

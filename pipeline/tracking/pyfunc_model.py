@@ -27,7 +27,7 @@ from fcn.weights import class_table, input_rule, load_net, read_about
 Label = NDArray[np.uint8]
 
 
-class Segmenter(PythonModel):
+class Labeller:
     """A net with its preprocessing, class names and palette."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -59,6 +59,13 @@ class Segmenter(PythonModel):
         buffer = io.BytesIO()
         palette_picture(label, self.classes).save(buffer, "PNG")
         return base64.b64encode(buffer.getvalue()).decode()
+
+
+class Segmenter(Labeller, PythonModel):
+    """The same to MLflow, which warns of a `predict` in the class itself unless a schema fits its input.
+
+    None says "an image of any size, or its bytes, or a list of these".
+    """
 
 
 def _bytes(cell: bytes | str) -> bytes:

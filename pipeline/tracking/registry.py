@@ -71,15 +71,15 @@ class ModelRegistry:
         newest_first = sorted(fitting, reverse=True)
         return next((version for version in newest_first if self.has_weights(name, version)), None)
 
-    def has(self, name: str, version: int, weights_sha256: str) -> bool:
-        """Whether a version is there, with these weights."""
+    def has(self, name: str, version: int, weights_sha256: str | None = None) -> bool:
+        """Whether a version is there, with these weights if they are known."""
         try:
             found = self.client.get_model_version(name, str(version))
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
-        mine = found.tags.get("weights_sha256") == weights_sha256
+        mine = weights_sha256 in (None, found.tags.get("weights_sha256"))
         return mine and self.has_weights(name, version)
 
     def has_weights(self, name: str, version: int) -> bool:

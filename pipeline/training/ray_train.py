@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +72,10 @@ class TrainingTask:
     until: int | None = None
     """The step after which the training stops; None is the end of the phase."""
 
+    def scaling(self) -> ray.train.ScalingConfig:
+        """How many workers there are, and what each of them takes."""
+        return scaling(self.recipe.cluster)
+
     def trainer(
         self,
         context: DistContext,
@@ -110,9 +115,10 @@ class RayCheckpointManager:
         self._heeded: Any = None
         """The notice of a node's end that the last checkpoint was written for."""
         # What a killed worker left half written on this machine takes room on its disk, no more.
-        self._scratch = private_folder() / f"checkpoint-{fingerprint(str(checkpoints))}"
+        scratch = private_folder() / f"checkpoint-{fingerprint(str(checkpoints))}"
         if rank == 0:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+        self._scratch = scratch / (checkpoints.attempt or "")
 
     def restore(self, net: FCN, optimizer: Optimizer) -> TrainState:
         """Go on from the newest sound checkpoint; rank 0 looks for it, so that all take the same."""
@@ -135,7 +141,7 @@ class RayCheckpointManager:
         checkpoint = None
         if self.rank == 0:
             self._wait_for_upload()  # two at once would take twice the room
-            folder = self._scratch / (self.checkpoints.attempt or "") / str(state.step)
+            folder = self._scratch / str(state.step)
             folder.mkdir(parents=True)
             save_state(folder, net, optimizer, state)
             checkpoint = Checkpoint.from_directory(folder)
@@ -150,6 +156,8 @@ class RayCheckpointManager:
         if self.rank == 0:
             self._wait_for_upload()
             shutil.rmtree(self._scratch, ignore_errors=True)
+            with suppress(OSError):  # another attempt may be at work beside this one
+                self._scratch.parent.rmdir()
 
     def _wait_for_upload(self) -> None:
         ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
@@ -231,7 +239,7 @@ def train(task: TrainingTask, checkpoints: Checkpoints, forwarder: MetricsForwar
             "checkpoints": checkpoints,
             "metrics_actor": forwarder.actor,
         },
-        scaling_config=scaling(task.recipe.cluster),
+        scaling_config=task.scaling(),
         run_config=run_config(task.recipe.cluster, folder, KEPT, filesystem),
     )
     with forwarder:
@@ -266,18 +274,20 @@ def _fit(trainer: TorchTrainer, checkpoints: Checkpoints, spec: ClusterSpec) -> 
     try:
         return _in_thread(trainer.fit)
     except ray.train.WorkerGroupError as error:
-        ours = [e for e in error.worker_failures.values() if isinstance(e, PipelineError)]
+        # What a worker's own code raised comes wrapped, with its traceback as its words.
+        causes = [getattr(e, "_base_exc", e) for e in error.worker_failures.values()]
+        ours = [e for e in causes if isinstance(e, PipelineError)]
         if ours:
             raise ours[0] from error
-        if any(says_full(e) for e in error.worker_failures.values()):
+        if any(says_full(e) for e in (*causes, *error.worker_failures.values())):
             raise StoreError(
                 f"no room for a checkpoint in {checkpoints} or {tempfile.gettempdir()}; free some "
                 "(`fcn-pipeline gc` shows what nothing refers to) and type the same command again: it "
                 "goes on from the last checkpoint"
             ) from error
-        causes = sorted({cause_in_words(each) for each in error.worker_failures.values()})
         raise ClusterError(
-            f"the workers failed too often (cluster.max_failures={spec.max_failures}): {causes[0]}"
+            f"the workers failed too often (cluster.max_failures={spec.max_failures}): "
+            f"{min(map(cause_in_words, causes))}"
         ) from error
     except ray.train.ControllerError as error:
         if "WorkerGroupStartupTimeoutError" in type(error.controller_failure).__name__:

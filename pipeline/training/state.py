@@ -72,10 +72,13 @@ class History:
     @classmethod
     def read(cls, path: Path) -> History:
         """Read what `write` wrote."""
-        history = cls()
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-            columns = [table[name].to_pylist() for name in ("key", "step", "value")]
+        return cls.parse(path.read_bytes())
+
+    @classmethod
+    def parse(cls, content: bytes) -> History:
+        """Read the content of a file that `write` wrote."""
+        history, table = cls(), pa.ipc.open_file(pa.BufferReader(content)).read_all()
+        columns = [table[name].to_pylist() for name in ("key", "step", "value")]
         for key, step, value in zip(*columns, strict=True):
             history.add(step, {key: value})
         return history

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.config.recipe import load_recipe
+from pipeline.errors import InterruptError, StoppedError, TrainingError
 
 
 def call(*arguments: str):
@@ -29,6 +30,7 @@ def test_help_lists_the_verbs_and_loads_no_torch() -> None:
         "evaluate",
         "register",
         "predict",
+        "export-data",
         "gc",
     ):
         assert f"\n  {verb} " in done.stdout
@@ -40,6 +42,26 @@ def test_recipes_are_listed_and_shown_as_files_that_load(tmp_path) -> None:
     path = tmp_path / "shown.yaml"
     path.write_text(shown.output)
     assert load_recipe(str(path)) == load_recipe("demo", ["finetune.epochs=3"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (InterruptError("stopped by Ctrl-C after step 3"), 130),
+        (StoppedError("stopped by SIGTERM after step 3"), 143),
+        (TrainingError("the loss is not finite"), 1),
+    ],
+)
+def test_what_stopped_a_command_is_its_exit_code(monkeypatch, raised, code) -> None:
+    def stop(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("pipeline.config.recipe.load_recipe", stop)
+    done = call("show", "demo")
+    assert done.exit_code == code
+    assert len(done.output.splitlines()) == 1
+    assert str(raised) in done.output
 
 
 @pytest.mark.parametrize("verb", ["run", "plan", "show", "ingest"])
@@ -113,3 +135,72 @@ def test_python_dash_m_does_the_same(module) -> None:
         [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
     )
     assert "Usage:" in done.stdout
+
+
+def test_a_recipe_is_made_for_a_folder_shown_and_planned(tmp_path, monkeypatch) -> None:
+    from tests.pipeline.ops.new.folders import pairs
+    from tests.pipeline.ops.new.layouts import binary
+
+    monkeypatch.chdir(tmp_path)
+    pairs(tmp_path / "cracks", "imgs/{}.jpg", "masks/{}.png", make=binary(255))
+    done = call("new", "cracks")
+    assert done.exit_code == 0
+    assert "8 pairs (7 train, 1 val)" in done.output
+    assert (tmp_path / "cracks.contact.png").exists()
+    assert call("show", "cracks.yaml").exit_code == 0
+    planned = call("plan", "cracks.yaml")
+    assert planned.exit_code == 0
+    assert "8 pairs of image and label (7 train, 1 val), 0 without a partner" in planned.output
+    assert "8 of 8 of them that were read are fit: background" in planned.output
+    again = call("new", "cracks")
+    assert again.exit_code == 2
+    assert "cracks.yaml is there already" in again.output
+
+
+def test_a_plan_tells_what_the_ingest_would_reject_and_why(tmp_path, monkeypatch) -> None:
+    import numpy as np
+
+    from tests.pipeline.ops.new.folders import ids, noise, pairs, save
+
+    monkeypatch.chdir(tmp_path)
+    pairs(tmp_path / "set", "imgs/{}.png", "masks/{}.png")
+    assert call("new", "set").exit_code == 0
+    save(tmp_path / "set/masks/000.png", ids(0) + np.uint8(40))
+    save(tmp_path / "set/imgs/lone.png", noise(1))
+    planned = call("plan", "set.yaml")
+    assert "train/lone: missing partner" in planned.output
+    assert "train/000: unknown class: ids 40" in planned.output
+    assert "7 of 8 of them" in planned.output
+
+
+def test_what_is_to_decide_exits_with_0_and_the_recipe_with_2(tmp_path, monkeypatch) -> None:
+    from tests.pipeline.ops.new.folders import pairs
+    from tests.pipeline.ops.new.layouts import with_255
+
+    monkeypatch.chdir(tmp_path)
+    pairs(tmp_path / "set", "imgs/{}.jpg", "masks/{}.png", make=with_255)
+    done = call("new", "set")
+    assert done.exit_code == 0
+    assert "to decide        data.void_ids: 255 is in the labels" in done.output
+    assert call("plan", "set.yaml").exit_code == 2
+    (tmp_path / "set.yaml").unlink()
+    ran = call("run", "set")
+    assert ran.exit_code == 2
+    assert "set.yaml has 1 to decide; then: fcn-pipeline run set.yaml" in ran.output
+    assert "still to decide" in call("run", "set").output  # the recipe of the call before
+
+
+def test_a_folder_is_run_by_the_recipe_that_is_made_for_it(tmp_path, monkeypatch) -> None:
+    from pipeline import cli
+    from tests.pipeline.ops.new.folders import pairs
+
+    started = []
+    monkeypatch.setattr(cli, "run_flow", lambda recipe, until: started.append((recipe, until)))
+    monkeypatch.chdir(tmp_path)
+    pairs(tmp_path / "set", "imgs/{}.jpg", "masks/{}.png")
+    done = call("run", "set", "--set", "finetune.epochs=3")
+    assert done.exit_code == 0
+    assert "global_batch: 4" in done.output  # the defaults are printed
+    recipe, until = started[0]
+    assert (recipe.name, recipe.finetune.epochs, until) == ("set", 3, "register")
+    assert "is there already" in call("run", "set").output

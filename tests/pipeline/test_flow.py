@@ -62,6 +62,7 @@ def test_the_closing_lines_say_what_was_done(flow) -> None:
     assert "294 tensors copied, 0 reshaped, 6 initialised, 2 dropped" in output
     assert re.search(r"val of 7 images: mean IU 0\.\d+", output)
     assert "models:/demo/1 took @champion" in output
+    assert "Warning" not in output
 
 
 def test_a_second_run_computes_nothing_and_says_so(flow) -> None:
@@ -185,6 +186,7 @@ np.savez("out.npz", *labels)
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     for row, label in zip(rows, np.load(tmp_path / "out.npz").values(), strict=True):
         assert (np.asarray(Image.open(names[shards.id(row)])) == label).all()
 

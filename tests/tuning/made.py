@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 
 from pipeline.config.recipe import load_recipe
 from pipeline.storage.store import Store
+from tuning.estimators import random_point
 from tuning.records import Records, Search, SearchPlan
 from tuning.settings import Settings
-from tuning.space import LR, WEIGHT_DECAY, Point, parse_space
+from tuning.space import LR, WEIGHT_DECAY, Point, Space
 
 JITTER, UPSCORE = "finetune.augment.jitter", "net.upscore"
 FOUR: dict[str, Any] = {
@@ -23,6 +25,7 @@ FOUR: dict[str, Any] = {
     UPSCORE: {"choice": ["fixed", "learned"]},
 }
 OWN: Point = {LR: 1e-3, WEIGHT_DECAY: 1e-4, JITTER: 0.2, UPSCORE: "fixed"}
+RECIPE = load_recipe("demo")
 IMAGES = (100, 300, 1000)
 """Images seen at each validation; a step is 5 images."""
 
@@ -34,7 +37,8 @@ def plan(**changes: Any) -> SearchPlan:
         "created": "2026-01-02T03:04:05+00:00",
         "recipe": "demo",
         "seed": 5,
-        "space": parse_space(FOUR, "made").plain(),
+        "data": "d1a5e5" * 8,
+        "space": FOUR,
         "sampler": "random",
         "scheduler": "asha",
         "max_images": 1000,
@@ -57,7 +61,7 @@ class Unwritten(Records):
 
     def __init__(self, **changes: Any) -> None:
         self.name, self.folder, self.store = "made", "searches/made", Nowhere()  # type: ignore[assignment]
-        self.search, self._written_at = Search(plan(**changes)), None
+        self.search, self._written_at = Search(plan(**changes)), time.monotonic()
 
 
 class Nowhere:
@@ -80,7 +84,7 @@ def made(
     noise: float = 0.02,
 ) -> Search:
     """A search in which half of the trials are pruned at each rung; rates above 0.013 diverge."""
-    records = Unwritten(space=parse_space(space or FOUR, "made").plain())
+    records = Unwritten(space=Space.model_validate(space or FOUR))
     fill(records, count, truth, noise)
     return records.search
 
@@ -89,11 +93,10 @@ def fill(
     records: Records, count: int, truth: Callable[[Point], float] = peak, noise: float = 0.02
 ) -> None:
     """Add so many trials."""
-    searched = parse_space(records.search.plan.space, "made")
     rng = np.random.default_rng(5)
     seen: dict[int, list[float]] = {images: [] for images in IMAGES}
     for number in range(count):
-        point = searched.sample(rng)
+        point = random_point(records.search.plan.space, RECIPE, 5, number)
         if number == 0:
             point = {key: OWN.get(key, value) for key, value in point.items()}
         records.add(number, point)
@@ -110,17 +113,18 @@ def _train(
 ) -> None:
     if float(records.search.trials[number].point.get(LR, 0)) > 0.013:  # type: ignore[arg-type]
         why = "the loss became nan at step 7, on scene-17 & others; a lower lr is the remedy"
-        records.end(number, "failed", why, step=7, spent_s=9)
+        records.update(number, 7, 9, status="failed", reason=why)
         return
     for images in IMAGES:
         score = top * (1 - math.exp(-images / 250)) + noise * rng.standard_normal()
         score = min(1.0, max(0.0, score))
         seen[images].append(score)
         if images == IMAGES[-1]:
-            records.score(number, images, images // 5, score, 50, status="finished")
+            records.score(number, images, images // 5, score, spent_s=50, status="finished")
         elif number and score < np.median(seen[images]):
             why = f"mean IU {score:.3f} is in the lower half"
-            records.score(number, images, images // 5, score, 50, status="pruned", reason=why)
+            ended = {"status": "pruned", "reason": why}
+            records.score(number, images, images // 5, score, spent_s=50, **ended)
             return
         else:
-            records.score(number, images, images // 5, score, 50)
+            records.score(number, images, images // 5, score, spent_s=50)

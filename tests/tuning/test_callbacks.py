@@ -37,7 +37,7 @@ class Session:
         self.callback = SearchCallback(
             recipe, settings, records, logger, actor, Progress(disable=True)
         )
-        self.records = records
+        self.records, self.settings = records, settings
 
     def _drain(self) -> tuple[dict[int, list[Any]], list[str]]:
         rows, self.rows = self.rows, {}
@@ -81,6 +81,7 @@ def trial(number: int, **more: Any) -> Any:
 def begun(tmp_path, mlflow, monkeypatch):
     """Makes the logger and the session of a search that goes on from the records in a folder."""
     monkeypatch.setattr("tuning.callbacks.ray.get", lambda answer: answer)
+    monkeypatch.setattr("tuning.callbacks.free_workers", lambda number: None)
     recipe = tiny(f"tracking.experiment={tmp_path.name}")
 
     def logger() -> SearchLogger:
@@ -178,7 +179,11 @@ def test_a_session_that_ends_leaves_its_trials_to_the_next(begun, mlflow, tmp_pa
     with open_logger() as logger:
         again = session(logger, budget="2h")
         assert [t.number for t in again.records.search.under_way()] == [0, 1]
-        assert 0 < again.callback.left_s() < 3600
+        assert again.callback.ending() == ""
+        assert (
+            again.settings.words_left(again.records.spent_s())
+            == ", 60 of 120 min of the budget left"
+        )
 
 
 def test_a_failure_is_an_end_like_any_other_and_too_many_end_the_search(
@@ -212,19 +217,14 @@ def test_a_trial_that_lost_too_many_processes_has_failed(begun) -> None:
 
 
 def test_the_workers_of_a_lost_trial_are_freed(begun, monkeypatch) -> None:
-    freed = []
-    monkeypatch.setattr(
-        "tuning.callbacks.remove_placement_group", lambda g: freed.append(g.id.hex())
-    )
+    freed: list[int] = []
     open_logger, session = begun
+    monkeypatch.setattr("tuning.callbacks.free_workers", freed.append)
     with open_logger() as logger:
         made = session(logger)
-        made.start(0)
-        name = f"{made.records.checkpoints_of(0)}/placement_group.json"
-        made.records.store.write_json(name, {"id": "ab" * 18})
-        made.callback.on_trial_recover(trial=trial(0, get_error=lambda: None))
-    assert freed == ["ab" * 18]
-    assert made.records.store.read_json(name) is None
+        made.start(3)
+        made.callback.on_trial_recover(trial=trial(3, get_error=lambda: None))
+    assert freed == [3]
     assert made.callback.failure is None
 
 

@@ -4,9 +4,10 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.config.recipe import load_recipe
+from pipeline.storage.store import Store
 from tests.tuning.made import begin, fill
 from tuning.cli import main
-from tuning.records import records_of
+from tuning.records import Records
 from tuning.settings import Settings
 
 
@@ -53,7 +54,10 @@ def kept(tmp_path):
 def test_a_search_becomes_a_page(kept) -> None:
     done = call("report", "made", "--store", str(kept), "-o", str(kept / "page"))
     assert done.exit_code == 0, done.output
-    assert "data:image/png;base64" in (kept / "page" / "search-made-2026-01-02.html").read_text()
+    assert (
+        "data:image/png;base64"
+        in (kept / "page" / "search-made-2026-01-02-d1a5e5d1.html").read_text()
+    )
 
 
 def test_status_says_how_far_it_came_and_that_nobody_is_at_it(kept) -> None:
@@ -65,7 +69,7 @@ def test_status_says_how_far_it_came_and_that_nobody_is_at_it(kept) -> None:
 
 
 def test_best_prints_a_recipe_that_loads_with_the_best_trials_values(kept) -> None:
-    best = records_of(kept, "made").read()[0].best()
+    best = Records(Store(kept), "made").read()[0].best()
     path = kept / "best.yaml"
     done = call("best", "made", "--store", str(kept), "-o", str(path))
     assert done.exit_code == 0, done.output
@@ -83,13 +87,13 @@ def test_a_search_that_is_not_there_is_named_with_those_that_are(kept) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--trials", "0"], "--trials 0: input should be greater than 0"),
-        (["--budget", "0h"], "--budget 0h: write a time above zero, such as 2h"),
-        (["--budget", "soon"], "--budget soon: write a time above zero"),
-        (["--sampler", "luck"], "--sampler luck: input should be 'random', 'grid' or 'tpe'"),
-        (["--reduction", "1"], "--reduction 1: input should be greater than or equal to 2"),
+        (["--trials", "0"], "trials=0: input should be greater than 0"),
+        (["--budget", "0h"], "budget=0h: write a time above zero, such as 2h"),
+        (["--budget", "soon"], "budget=soon: write a time above zero"),
+        (["--sampler", "luck"], "sampler=luck: input should be 'tpe', 'random' or 'grid'"),
+        (["--reduction", "1"], "reduction=1: input should be greater than or equal to 2"),
         (["--workers", "3"], "cluster.num_workers=3 but finetune.global_batch=16"),
-        (["--scheduler", "pbt"], "--scheduler pbt: input should be 'asha', 'median' or 'none'"),
+        (["--scheduler", "pbt"], "scheduler=pbt: input should be 'asha', 'median' or 'none'"),
         (
             ["--space", "SPACE"],
             "finetune.epochs: a trial of fewer epochs ends its schedule earlier",

@@ -5,8 +5,9 @@ import shutil
 import pytest
 
 from pipeline.errors import RecipeError, StoreError
+from pipeline.storage.store import Store
 from tests.tuning.made import LR, Unwritten, begin, fill
-from tuning.records import Records, records_of
+from tuning.records import Records
 from tuning.settings import Settings
 
 
@@ -14,10 +15,10 @@ def run_of_three(records: Records) -> None:
     """One finished, one pruned, one failed."""
     for number in range(3):
         records.add(number, {LR: (number + 1) / 3000})
-    records.score(0, 100, 20, 0.5, 1.0)
-    records.score(1, 100, 20, 0.2, 1.5, status="pruned", reason="by asha")
-    records.score(0, 1000, 200, 0.7, 2.0, status="finished")
-    records.end(2, "failed", "the loss became nan", step=4)
+    records.score(0, 100, 20, 0.5, spent_s=1.0)
+    records.score(1, 100, 20, 0.2, spent_s=1.5, status="pruned", reason="by asha")
+    records.score(0, 1000, 200, 0.7, spent_s=2.0, status="finished")
+    records.update(2, 4, status="failed", reason="the loss became nan")
 
 
 def test_a_search_adds_up(tmp_path) -> None:
@@ -37,7 +38,7 @@ def test_another_process_reads_what_was_written_to_the_last_bit(tmp_path) -> Non
     point = {LR: 0.1 + 0.2, "net.upscore": "fixed", "finetune.augment.crop_px": [352, 480]}
     records.add(0, point)
     records.score(0, 100, 20, 1 / 3)
-    found, recipe, settings = records_of(tmp_path, "made").read()
+    found, recipe, settings = Records(Store(tmp_path), "made").read()
     assert found.trials == records.search.trials
     assert found.trials[0].point == point
     assert (recipe.name, settings) == ("demo", Settings(name="made"))
@@ -112,7 +113,7 @@ def test_the_first_of_equals_is_best_and_what_failed_never_is() -> None:
     for number in (2, 1):
         records.score(number, 1000, 200, 0.7, status="finished")
     records.score(0, 100, 20, 0.9)
-    records.end(0, "failed", "out of memory")
+    records.update(0, status="failed", reason="out of memory")
     assert records.search.best().number == 1
 
 
@@ -120,7 +121,7 @@ def test_a_stopped_trial_is_under_way_and_goes_on_with_its_scores() -> None:
     records = Unwritten()
     records.add(0, {LR: 1.0})
     records.score(0, 100, 20, 0.4)
-    records.end(0, "stopped", "the budget is spent", step=45)
+    records.update(0, 45, status="stopped", reason="the budget is spent")
     assert [t.number for t in records.search.under_way()] == [0]
     assert records.search.over() == []
     trial = records.update(0, status="running", reason="")
@@ -152,12 +153,12 @@ def test_a_grid_cannot_change_its_size_and_others_can(tmp_path) -> None:
     few, many = (Settings(name="made", trials=n) for n in (4, 9))
     begin(tmp_path / "a", few)
     begin(tmp_path / "a", many)
-    begin(tmp_path / "b", few, sampler="grid")
-    with pytest.raises(RecipeError, match="begun with 4, and a grid cannot change its size"):
-        begin(tmp_path / "b", many, sampler="grid")
+    begin(tmp_path / "b", few, sampler="grid", grid_trials=4)
+    with pytest.raises(RecipeError, match="grid_trials: it has 4, and now 9"):
+        begin(tmp_path / "b", many, sampler="grid", grid_trials=9)
 
 
 def test_a_search_lies_in_a_bucket_as_in_a_folder(s3) -> None:
     records = begin(s3)
     run_of_three(records)
-    assert records_of(s3, "made").read()[0].trials == records.search.trials
+    assert Records(Store(s3), "made").read()[0].trials == records.search.trials

@@ -118,7 +118,7 @@ def test_halving_lets_the_best_third_go_on() -> None:
 def test_without_pruning_all_come_to_their_ends() -> None:
     records = Unwritten(scheduler="none")
     play(records, 5, seed=0)
-    assert records.search.count("finished") == 5
+    assert records.search.counts()["finished"] == 5
 
 
 @pytest.mark.parametrize(

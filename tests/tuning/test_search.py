@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.schema import TrackingSpec
+from pipeline.storage.store import Store
 from pipeline.tracking.client import TrackingClient
 from tests.conftest import TINY
 from tests.server import Server
-from tuning.records import Records, Search, Trial, records_of
+from tuning.records import Records, Search, Trial
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -48,7 +49,7 @@ def store(tmp_path_factory) -> Path:
 
 
 def so_far(store: Path | str, name: str) -> Search | None:
-    records = Records(records_of(store, name).store, name)
+    records = Records(Store(store), name)
     return records.read()[0] if records.store.read_json(f"{records.folder}/search.json") else None
 
 
@@ -72,14 +73,17 @@ def wait_for_scores(store: Path, name: str, count: int, process, output: Path) -
 
 def kill_a_process(of: bytes, group: int) -> None:
     """SIGKILL to a process of a session that does something, as soon as there is one."""
+    os.kill(wait_for_process(of, group), signal.SIGKILL)
+
+
+def wait_for_process(of: bytes, group: int) -> int:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 pid = int(cmdline.parent.name)
                 if of in cmdline.read_bytes() and os.getsid(pid) == group:
-                    os.kill(pid, signal.SIGKILL)
-                    return
+                    return pid
         time.sleep(0.02)
     raise AssertionError(f"no process does {of.decode()}")
 
@@ -157,8 +161,8 @@ def require_all_logged(client: TrackingClient, search: Search) -> None:
             == trial.point["finetune.optimizer.lr"]
         )
     artifacts = {a.path for a in client.client.list_artifacts(parent.info.run_id, "report")}
-    date = search.plan.created[:10]
-    page = f"report/search-{search.plan.name}-{date}.html"
+    plan = search.plan
+    page = f"report/search-{plan.name}-{plan.created[:10]}-{plan.data[:8]}.html"
     assert {page, "report/map.png", "report/curves.png"} <= artifacts
     version = client.client.get_model_version_by_alias("demo", "challenger")
     assert float(version.tags["mean_iu"]) == pytest.approx(search.best().mean_iu)
@@ -227,10 +231,17 @@ def test_trials_of_two_workers_survive_a_killed_worker_and_a_killed_process(
     """On two cores: a trial whose workers were not freed would block the next for ever."""
     arguments = ("--trials", "3", "--workers", "2", "--sampler", "random", "--seed", "3")
     run(search(store, *arguments, "--name", "whole"))
+    best = so_far(store, "whole").best().number
+    begun = [*(store / f"searches/whole/trials/{best}/0").glob("attempt-*")]
+    assert len(begun) == 1  # its workers were started once
     line = search(store, *arguments, "--name", "wide")
     output = tmp_path / "output"
     process = start(line, output)
     try:
+        wait_for_process(
+            b"TrainController", process.pid
+        )  # it reserves room; no worker is there yet
+        kill_a_process(b"Trainable.train", process.pid)
         wait_for_scores(store, "wide", 1, process, output)
         kill_a_process(b"RayTrainWorker", process.pid)
         wait_for_scores(store, "wide", 2, process, output)

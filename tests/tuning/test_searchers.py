@@ -5,11 +5,11 @@ from ray.tune.search import Searcher
 
 from pipeline.config.recipe import load_recipe
 from pipeline.errors import RecipeError
-from tests.tuning.made import FOUR, JITTER, LR, UPSCORE, WEIGHT_DECAY, Unwritten, fill, peak
-from tuning.searchers import NUM_AT_RANDOM, TrialSearcher, grid_points, suggest_by
-from tuning.space import parse_space
+from tests.tuning.made import FOUR, JITTER, LR, Unwritten, fill, plan
+from tuning.searchers import TrialSearcher, grid_points, suggest_by
+from tuning.space import Space
 
-SPACE = parse_space(FOUR, "made")
+SPACE = Space.model_validate(FOUR)
 DEMO = load_recipe("demo")
 
 
@@ -18,7 +18,8 @@ def config_of(trial) -> dict:
 
 
 def by(kind: str, recipe=DEMO, space=SPACE, seed=0, num_trials=20):
-    return suggest_by(kind, space, recipe, seed, num_trials)
+    made = plan(sampler=kind, space=space, seed=seed, grid_trials=num_trials)
+    return suggest_by(made, recipe)
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
@@ -26,53 +27,8 @@ def test_the_first_point_is_the_recipes_own(kind) -> None:
     assert by(kind)(0, []) == SPACE.own(DEMO)
 
 
-@pytest.mark.parametrize("kind", ["tpe", "random"])
-def test_a_point_follows_from_number_seed_and_what_is_over(kind) -> None:
-    records = Unwritten()
-    fill(records, 12)
-    over = records.search.over()
-    assert by(kind)(12, over) == by(kind)(12, over)
-    assert by(kind)(12, over) != by(kind, seed=1)(12, over)
-    assert by(kind)(12, over) != by(kind)(13, over)
-    assert (by("tpe")(12, over) == by("tpe")(12, over[:-1])) is False
-    assert all(SPACE.dimensions[k].contains(v) for k, v in by(kind)(12, over).items())
-
-
-def test_a_recipe_outside_the_space_hinders_nothing() -> None:
-    """Its weight decay is 0, whose logarithm nobody can take, and its choice is not in the list."""
-    recipe = load_recipe(
-        "demo", [f"{WEIGHT_DECAY}=0", "finetune.optimizer.lr=0.9", f"{UPSCORE}=learned"]
-    )
-    space = parse_space(FOUR | {UPSCORE: {"choice": ["fixed", "bilinear"]}}, "made")
-    suggest = by("tpe", recipe, space)
-    records = Unwritten(space=space.plain())
-    for number in range(NUM_AT_RANDOM + 4):
-        records.add(number, suggest(number, records.search.over()))
-        records.score(number, 1000, 200, 0.5, status="finished")
-    assert records.search.trials[0].point == space.own(recipe)
-    assert records.search.trials[0].point[WEIGHT_DECAY] == 0
-
-
-def test_estimators_go_where_the_good_values_lie_and_learn_from_failures() -> None:
-    records = Unwritten()
-    suggest = by("tpe")
-    for number in range(30):
-        point = suggest(number, records.search.over())
-        records.add(number, point)
-        if point[LR] > 0.013:
-            records.end(number, "failed", "the loss became nan")
-        else:
-            records.score(number, 1000, 200, peak(point), status="finished")
-    early, late = (
-        list(records.search.trials.values())[1:6],
-        list(records.search.trials.values())[15:],
-    )
-    assert sum(peak(t.point) for t in late) / 15 > sum(peak(t.point) for t in early) / 5
-    assert sum(t.status == "failed" for t in late) <= 4
-
-
 def test_a_grid_is_whole_and_no_larger_than_wanted() -> None:
-    space = parse_space({LR: FOUR[LR], JITTER: FOUR[JITTER]}, "made")
+    space = Space.model_validate({LR: FOUR[LR], JITTER: FOUR[JITTER]})
     assert len(grid_points(space, DEMO, 20)) == 4 * 4 + 1
     suggest = by("grid", space=space)
     points = [tuple(suggest(n, []).values()) for n in range(17)]
@@ -87,7 +43,7 @@ def test_what_was_under_way_is_handed_out_before_anything_new() -> None:
     records = Unwritten()
     fill(records, 2)
     records.add(2, {LR: 0.1})
-    records.end(2, "stopped", "the budget is spent")
+    records.update(2, status="stopped", reason="the budget is spent")
     found = searcher(records)
     assert found.suggest("a") == {"number": 2, "point": {LR: 0.1}}
     assert records.search.trials[2].status == "running"
@@ -122,3 +78,12 @@ def test_an_error_of_ours_ends_the_search_and_is_kept() -> None:
     found = searcher(Unwritten(), config=broken)
     assert found.suggest("a") == Searcher.FINISHED
     assert "the disk is gone" in str(found.failure)
+
+
+def test_a_grid_that_holds_the_recipes_own_point_is_the_same_when_it_is_asked_for_again() -> None:
+    """By its own size, as the next session asks; of its four points one is the recipe's own."""
+    space = Space.model_validate({LR: {"choice": [1e-3, 1e-2]}, JITTER: {"choice": [0.2, 0.4]}})
+    recipe = load_recipe("demo", [f"{LR}=1e-3", f"{JITTER}=0.2"])
+    points = grid_points(space, recipe, 5)
+    assert len(points) == 4
+    assert grid_points(space, recipe, len(points)) == points

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
+from ray.util.placement_group import placement_group, placement_group_table
 from safetensors.torch import load_file
 
 from fcn.weights import NET
@@ -12,7 +14,7 @@ from pipeline.stages.finetune import FinetuneInputs
 from pipeline.storage.store import Store
 from pipeline.training.state import step_of
 from tests.conftest import tiny
-from tuning.trainable import TrialTask, run_trial
+from tuning.trainable import MARK_BYTES, TrialTask, WorkersTask, free_workers, run_trial
 
 EPOCHS = ("finetune.init=scratch", "finetune.epochs=3", "cluster.num_workers=1")
 
@@ -164,3 +166,30 @@ def test_phases_follow_each_other_and_a_cut_between_them_changes_nothing(
 def test_trials_of_other_batches_are_compared_at_equal_images(tiny_shards, tmp_path, stage) -> None:
     run_trial({"task": task(tiny_shards, tmp_path, "finetune.global_batch=4")})
     assert [(r["images"], r["step"]) for r in stage.results] == [(22, 6), (44, 12), (66, 18)]
+
+
+@pytest.mark.ray
+def test_the_room_of_a_lost_trials_workers_is_known_by_its_mark() -> None:
+    """Nobody has noted it; other trials' and what is not a trial's stays."""
+    ray.init(address="local", num_cpus=4, log_to_driver=False, include_dashboard=False)
+    try:
+        marks = {3: 2, 13: 1, None: 1}
+        groups = {
+            number: placement_group(
+                [{"CPU": 1} | ({"memory": MARK_BYTES + number} if number else {})] * workers
+            )
+            for number, workers in marks.items()
+        }
+        ray.get([group.ready() for group in groups.values()])
+        free_workers(3)
+        states = {n: placement_group_table(group)["state"] for n, group in groups.items()}
+        assert states == {3: "REMOVED", 13: "CREATED", None: "CREATED"}
+    finally:
+        ray.shutdown()
+
+
+def test_the_workers_of_a_trial_take_its_mark_along(tiny_shards, tmp_path) -> None:
+    made = task(tiny_shards, tmp_path, "cluster.num_workers=2", "finetune.micro_batch=4")
+    wide = WorkersTask(**vars(made.inputs.task(made.recipe)), number=7)
+    assert wide.scaling().num_workers == 2
+    assert wide.scaling().resources_per_worker == {"CPU": 1, "memory": MARK_BYTES + 7}

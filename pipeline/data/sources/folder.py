@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.config.data import SplitSpec
 from pipeline.config.schema import Split
 from pipeline.data.sources.base import Rejected, Sample, read_file
+from pipeline.data.sources.matlab import MAT_SUFFIX, mat_to_npy
 from pipeline.errors import DataError
 from pipeline.storage.store import fingerprint
 
@@ -28,6 +29,7 @@ class FolderSource:
 
     root: Path
     splits: Mapping[Split, SplitSpec]
+    label_suffixes: Sequence[str] = LABEL_SUFFIXES
 
     def samples(self) -> tuple[list[Sample], list[Rejected]]:
         """Pairs by name, sorted.
@@ -38,13 +40,14 @@ class FolderSource:
         whole: list[Sample] = []
         broken: list[Rejected] = []
         for split, spec in self.splits.items():
-            if spec.images == spec.labels:
+            if spec.images == spec.labels and set(self.label_suffixes) & set(IMAGE_SUFFIXES):
                 raise DataError(
                     f"split {split}: images and labels are both {spec.images}, so each image would be "
                     "its own label; write where the labels are, such as photos/{stem}_mask.png"
                 )
             images = find_files(self.root, spec.images, IMAGE_SUFFIXES)
-            labels = find_files(self.root, spec.labels, LABEL_SUFFIXES)
+            labels = find_files(self.root, spec.labels, self.label_suffixes)
+            images = _without(images, labels)
             names = (
                 listed_names(self.root / spec.list, images)
                 if spec.list
@@ -68,12 +71,15 @@ class FolderSource:
         return whole, broken
 
     def read(self, sample: Sample) -> tuple[bytes, bytes]:
-        """The bytes of both files.
+        """The bytes of both files; a label map of MATLAB's as an array in NumPy's format.
 
         Raises:
             ImageError, OSError: one is no regular file, or cannot be read.
         """
-        return read_file(sample.image), read_file(sample.label)
+        label = read_file(sample.label)
+        if sample.label.endswith(MAT_SUFFIX):
+            label = mat_to_npy(label)
+        return read_file(sample.image), label
 
     def state(self) -> str:
         """Of all files of all splits and of the lists."""
@@ -81,14 +87,14 @@ class FolderSource:
         contents: set[Path] = set()
         for spec in self.splits.values():
             images |= set(find_files(self.root, spec.images, IMAGE_SUFFIXES).values())
-            contents |= set(find_files(self.root, spec.labels, LABEL_SUFFIXES).values())
+            contents |= set(find_files(self.root, spec.labels, self.label_suffixes).values())
             contents |= {self.root / spec.list} if spec.list else set()
         return files_state(self.root, images, contents)
 
     def _lacking(self, spec: SplitSpec, name: str, has_image: bool) -> str:
         """Which file was looked for, and which files of that name there are instead."""
         place, suffixes = (
-            (spec.labels, LABEL_SUFFIXES) if has_image else (spec.images, IMAGE_SUFFIXES)
+            (spec.labels, self.label_suffixes) if has_image else (spec.images, IMAGE_SUFFIXES)
         )
         folder, pattern = _place(place)
         wanted = pattern.removesuffix(".*").replace(STEM, name)
@@ -98,6 +104,12 @@ class FolderSource:
         same = [_text(path.name) for path in beside if path.stem == Path(name).name]
         there = f"; of that name there is {', '.join(same)}" if same else ""
         return f"no file {wanted} in {folder or '.'}{there}"
+
+
+def _without(images: dict[str, Path], labels: dict[str, Path]) -> dict[str, Path]:
+    """The images without those files that are label maps of others, where all lie in one folder."""
+    taken = {path for name, path in labels.items() if name in images}
+    return {name: path for name, path in images.items() if path not in taken}
 
 
 def find_files(root: Path, place: str, suffixes: Sequence[str]) -> dict[str, Path]:

@@ -95,7 +95,7 @@ def test_impossible_recipes_name_the_rule_and_the_remedy(overrides, words) -> No
 
 
 def test_unknown_recipes_are_answered_with_those_there_are() -> None:
-    assert "recipes are camvid, demo" in complaint(name="quickstart")
+    assert "recipes are camvid, cityscapes, demo" in complaint(name="quickstart")
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00"])
@@ -109,3 +109,46 @@ def test_a_recipe_crosses_processes_as_plain_values() -> None:
     recipe = load_recipe("demo")
     assert Recipe.model_validate(recipe.plain()) == recipe
     assert recipe.flat()["finetune.optimizer.lr"] == "0.001"
+
+
+MINIMAL = """
+name: mine
+data:
+  source: folder
+  root: /data
+  splits: {train: {images: a, labels: b}, val: {images: c, labels: d}}
+  classes: [sky, road]
+net: {backbone: %s}
+"""
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights"), [("efficientnet_lite0", "package"), ("resnet18", "torchvision")]
+)
+def test_a_minimal_recipe_is_data_and_a_backbone(tmp_path, backbone, weights) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL % backbone)
+    recipe = load_recipe(str(path))
+    assert recipe.transplant.weights == weights
+    assert (recipe.finetune.epochs, recipe.finetune.global_batch) == (24, 8)
+    assert (recipe.finetune.optimizer.kind, recipe.finetune.optimizer.lr) == ("adamw", 8e-4)
+    scratch = load_recipe(str(path), ["finetune.init=scratch"])
+    assert scratch.transplant is None
+    staged = load_recipe(str(path), ["finetune.phases=[{stride: 8, epochs: 2}]"])
+    assert staged.finetune.epochs is None
+
+
+def test_defaults_of_the_optimiser_depend_on_its_kind(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL % "resnet18")
+    sgd = load_recipe(str(path), ["finetune.optimizer.kind=sgd"]).finetune.optimizer
+    assert (sgd.lr, sgd.weight_decay, sgd.head_lr_mult) == (1e-3, 5e-4, 1)
+    given = load_recipe(str(path), ["finetune.optimizer.lr=0.5"]).finetune.optimizer
+    assert (given.kind, given.lr, given.weight_decay) == ("adamw", 0.5, 1e-2)
+
+
+def test_a_value_to_decide_is_told_as_such(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL % "resnet18" + "evaluate: {split: CHOOSE}\n")
+    with pytest.raises(RecipeError, match=r"evaluate.split: still to decide"):
+        load_recipe(str(path))

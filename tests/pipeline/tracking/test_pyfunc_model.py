@@ -2,6 +2,8 @@
 
 import base64
 import io
+import subprocess
+import sys
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -27,6 +29,12 @@ def model(tmp_path_factory) -> Segmenter:
     segmenter = Segmenter()
     segmenter.load_context(SimpleNamespace(artifacts={"net": str(folder)}))
     return segmenter
+
+
+def test_whoever_loads_a_model_reads_no_warning() -> None:
+    command = [sys.executable, "-c", "import pipeline.tracking.pyfunc_model"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 @pytest.fixture(scope="module")

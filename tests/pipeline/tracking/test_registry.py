@@ -1,5 +1,6 @@
 """A real MLflow registry: versions, aliases that move, models that are missing."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,6 +39,22 @@ def test_a_version_is_found_again_by_its_tags_alone(registry, version) -> None:
     assert registry.version_with("demo", {"weights_sha256": "abc"}) == version
     assert registry.version_with("demo", {"weights_sha256": "abc", "mean_iu": "0.6"}) is None
     assert registry.version_with("nobody", {}) is None
+
+
+def test_a_version_is_there_if_its_weights_are(registry, version, net) -> None:
+    assert registry.has("demo", version)
+    assert registry.has("demo", version, "abc")
+    assert not registry.has("demo", version, "other weights")
+    assert not registry.has("demo", 99)
+    assert not registry.has("nobody", 1)
+    run = registry.tracking.open_run("flow", "lost")
+    lost = registry.register(run, "lost", net, {"weights_sha256": "abc"})
+    model = registry.client.get_model_version("lost", str(lost)).source.rpartition("/")[2]
+    store = Path(registry.tracking.uri.removeprefix("sqlite:///")).parent
+    shutil.rmtree(store / "mlruns" / "models" / model)
+    assert not registry.has("lost", lost)
+    assert registry.version_with("lost", {"weights_sha256": "abc"}) is None
+    assert registry.has("demo", version)
 
 
 def test_aliases_move_each_by_itself_with_the_evidence_on_the_version(registry, version) -> None:

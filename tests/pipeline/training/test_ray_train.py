@@ -1,13 +1,16 @@
 """A phase trained by Ray's workers: up to a step, taken over by another attempt, asked to stop."""
 
+import dataclasses
 import os
 import signal
 
+import pyarrow as pa
 import pytest
 
 from pipeline import cluster
 from pipeline.config.schema import PhaseSpec
-from pipeline.errors import ClusterError, SupersededError
+from pipeline.data.shards import Row, Shards, write_shard
+from pipeline.errors import ClusterError, DataError, SupersededError
 from pipeline.signals import STOPS, deferred
 from pipeline.storage.object_store import ObjectStore
 from pipeline.training.checkpoint import Checkpoints
@@ -85,6 +88,23 @@ def test_a_signal_stops_a_training_after_a_checkpoint_and_ray_keeps_no_handler(
     assert 1 <= step_of(last) < STEPS
     assert asked.by == number
     assert [signal.getsignal(each) for each in STOPS] == before
+
+
+def test_a_damaged_image_ends_the_training_with_its_name(local_ray, tiny_shards, tmp_path) -> None:
+    table = pa.ipc.open_file(pa.memory_map(str(tiny_shards["train"].files[0]))).read_all()
+    rows = [Row(**row) for row in table.to_pylist()]
+    other = bytes([*rows[5].image[:-20], 0, *rows[5].image[-19:]])
+    rows[5] = dataclasses.replace(rows[5], image=other)
+    write_shard(tmp_path / "x.arrow", rows, "train", tiny().data.class_table())
+    damaged = {**tiny_shards, "train": Shards([tmp_path / "x.arrow"])}
+    whole = task(damaged)
+    once = dataclasses.replace(whole, recipe=whole.recipe.changed(["cluster.max_failures=0"]))
+    forwarder = MetricsForwarder("test", "damaged", STEPS, id)
+    with pytest.raises(DataError) as caught:
+        train(once, Checkpoints.in_folder(tmp_path / "c"), forwarder)
+    for words in (rows[5].id, "sha256 differs", "remove"):
+        assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_workers_for_which_nothing_comes_free_are_an_error_with_the_arithmetic(
