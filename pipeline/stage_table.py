@@ -6,7 +6,7 @@ Stages are imported when they run: whoever only looks at the table needs no torc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,10 +70,12 @@ class Step:
 def _ingest_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
     from pipeline.data.sources import open_source
 
-    data = recipe.plain()["data"]
-    science = {k: v for k, v in data.items() if k not in ("root", "max_quarantined_frac")}
-    science["classes"] = [each["colour"] for each in data["classes"]]  # a name decides no weight
-    return [science, open_source(recipe).state()]
+    named = ("classes", "label_map", "unlabelled", "void_ids")  # by what they mean, not by names
+    aside = ("root", "max_quarantined_frac", *named)
+    science = {k: v for k, v in recipe.plain()["data"].items() if k not in aside}
+    rule = vars(recipe.data.label_rule()).items()
+    labels = {k: sorted(v.items()) if isinstance(v, Mapping) else v for k, v in rule}
+    return [science, labels, open_source(recipe).state()]
 
 
 def _net_reads(recipe: Recipe) -> object:

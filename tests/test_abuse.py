@@ -46,7 +46,7 @@ OVERRIDES = [
     ("finetune.augment.flip_prob=2", "less than or equal to 1"),
     ("data.shapes.num_train=-1", "greater than 0"),
     ("data.shapes.num_train=99999999999", "less than or equal to 1000000000"),
-    ("data.void_ids=[256]", "less than or equal to 255"),
+    ("data.void_ids=[x]", "valid integer"),
     ("cluster.num_workers=true", "num_workers"),
     ("cluster.num_workers=[2, 1]", "[min, max]"),
     ("cluster.num_workers=1000000", "use at most 2 workers"),
@@ -118,7 +118,7 @@ OVERRIDES = [
     ("transplant=null", "needs a transplant section"),
     ("finetune.batch_norm=sync", "needs cluster.use_gpu=true"),
     ("data.source=coco9", "known are"),
-    ("data.classes=[a, b]", "leave them out"),
+    ("data.classes=[a, b]", "leave classes and label_map out"),
     ("evaluate.split=val2", "'train', 'val' or 'test'"),
     # credentials
     (f"tracking.uri=http://u:{SECRET}@h", "give credentials by the environment"),

@@ -153,7 +153,13 @@ def best(name: str, store: str, output: Path | None, train: bool) -> None:
 @main.command()
 @recipe_arguments
 @settings_options("space")
-@click.option("--trials", default=8, show_default=True, help="Number of points to show.")
+@click.option(
+    "--trials",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of points to show.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the points.")
 def space(
     recipe: str, overrides: tuple[str, ...], space: str | None, trials: int, seed: int
