@@ -191,11 +191,11 @@ def test_what_is_to_decide_exits_with_0_and_the_recipe_with_2(tmp_path, monkeypa
 
 
 def test_a_folder_is_run_by_the_recipe_that_is_made_for_it(tmp_path, monkeypatch) -> None:
-    from pipeline import cli
+    from pipeline.cli import flows
     from tests.pipeline.ops.new.folders import pairs
 
     started = []
-    monkeypatch.setattr(cli, "run_flow", lambda recipe, until: started.append((recipe, until)))
+    monkeypatch.setattr(flows, "run_flow", lambda recipe, until: started.append((recipe, until)))
     monkeypatch.chdir(tmp_path)
     pairs(tmp_path / "set", "imgs/{}.jpg", "masks/{}.png")
     done = call("run", "set", "--set", "finetune.epochs=3")

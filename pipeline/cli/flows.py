@@ -1,0 +1,235 @@
+"""What is done with a flow: it is planned, run, sent to a cluster, tried by faults."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli.base import load, main, recipe_arguments, run_flow, store_option
+from pipeline.cli.data import recipe_of_folder
+
+if TYPE_CHECKING:
+    from pipeline.config.recipe import Recipe
+
+
+@main.command()
+@recipe_arguments
+def run(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Run the whole flow. What is in the store already is not computed again.
+
+    RECIPE may be a folder of images and labels: then a recipe is written for it first, as by `new`.
+    """
+    from pipeline.config.recipe import recipe_names
+
+    if Path(recipe).is_dir() and recipe not in recipe_names():
+        recipe = recipe_of_folder(Path(recipe))
+    run_flow(load(recipe, overrides), "register")
+
+
+@main.command()
+@recipe_arguments
+@click.option("--cluster", is_flag=True, help="Ask every node whether the run would succeed there.")
+def plan(recipe: str, overrides: tuple[str, ...], cluster: bool) -> None:
+    """Show what would run and why, without taking resources.
+
+    With --cluster, exits with 1 if something would fail.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.ops.plan import data_lines, plan_rows
+
+    loaded = load(recipe, overrides)
+    table = Table("step", "fingerprint", "would", "because", "needs", box=None)
+    for row in plan_rows(loaded):
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    for line in data_lines(loaded):
+        console.print(line, soft_wrap=True, markup=False)
+    if cluster:
+        _check_cluster(loaded)
+
+
+def _check_cluster(recipe: Recipe) -> None:
+    from rich.console import Console
+
+    from pipeline.ops.checks import findings_table
+    from pipeline.ops.preflight import preflight
+
+    findings = preflight(recipe)
+    Console().print(findings_table(findings))
+    failures = sum(finding.level == "failure" for finding in findings)
+    if failures:
+        click.echo(f"{failures} of {len(findings)} checks say that the run would fail")
+        click.get_current_context().exit(1)
+
+
+@main.command()
+@recipe_arguments
+@click.option(
+    "--address",
+    envvar="RAY_API_SERVER_ADDRESS",
+    help="Address of the cluster's job server, such as http://HEAD:8265. Without it, the Ray on this "
+    "machine.",
+)
+@click.option(
+    "--working-dir",
+    default=".",
+    show_default=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder whose files the job takes along; the recipe must lie in it.",
+)
+@click.option(
+    "--name", help="Name of the job, for its logs and its stop. Ray makes one up otherwise."
+)
+@click.option(
+    "--env",
+    multiple=True,
+    metavar="NAME",
+    help="Name of an environment variable that the job is to have. May be given several times.",
+)
+@click.option("--no-wait", is_flag=True, help="Print how to follow and stop the job, and return.")
+@click.option("--dry-run", is_flag=True, help="List what would be sent, and send nothing.")
+def submit(
+    recipe: str,
+    overrides: tuple[str, ...],
+    no_wait: bool,
+    dry_run: bool,
+    **target: Any,  # noqa: ANN401 - click's
+) -> None:
+    """Run the flow as a job on a Ray cluster, with the working directory's code, and print its log.
+
+    Exits with the flow's exit code. Ctrl-C leaves the job running. Data, stores, environments and
+    secrets are not taken along; see docs/cluster.md.
+    """
+    from pipeline.ops.submit import Target, dry_run_lines, submit
+
+    target["folder"] = Path(target.pop("working_dir"))
+    if dry_run:
+        click.echo("\n".join(dry_run_lines(recipe, overrides, Target(**target))))
+        return
+    job = submit(recipe, overrides, Target(**target))
+    click.echo(f"submitted {job.name} to {job.address}", err=True)
+    if no_wait:
+        click.echo(job.how_to())
+        return
+    click.get_current_context().exit(job.follow())
+
+
+@main.command()
+@recipe_arguments
+@click.option(
+    "--faults",
+    default="worker,driver,node",
+    show_default=True,
+    help="Names of the faults, separated by commas; each training has every one of them once.",
+)
+@click.option(
+    "--times",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of trainings with faults.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Seed of the random steps at which the faults come.",
+)
+@click.option(
+    "--tolerance",
+    default=0.0,
+    show_default=True,
+    help="Relative difference that counts as equal: 0 on CPUs, more for GPUs and elastic runs.",
+)
+def drill(
+    recipe: str,
+    overrides: tuple[str, ...],
+    faults: str,
+    times: int,
+    seed: int,
+    tolerance: float,
+) -> None:
+    """Train; train again, each time with all faults at random steps; compare every tensor and metric.
+
+    Faults: worker, loader, node, preempted (node), driver, ray, sigterm, damaged and half (-written
+    checkpoint).
+    Exits with 1 on any difference, with 3 if a fault came too late each time, so that it was not
+    drilled. Without an address the drill starts a Ray of several nodes here.
+    """
+    from rich.console import Console
+
+    from pipeline.logs import configure_logging
+    from pipeline.ops.drill import Drill, DrillResult, drill_table, require_faults, verdict
+
+    if not 0 <= tolerance < math.inf:
+        raise click.BadParameter(f"{tolerance} is no number from 0 on", param_hint="--tolerance")
+    configure_logging(logging.INFO)
+    names = faults.split(",")
+    require_faults(names)
+    loaded = load(recipe, overrides)
+    arguments = [recipe, *(f"--set={value}" for value in overrides)]
+    drill, outcomes = Drill(loaded, arguments, tolerance), list[DrillResult]()
+    try:
+        outcomes.extend(drill.run(names, times, seed))
+    finally:  # also what was found before an error
+        Console().print(drill_table(outcomes))
+    click.echo(verdict(outcomes, drill.missed))
+    different = any(not outcome.equal for outcome in outcomes)
+    click.get_current_context().exit(1 if different else 3 if drill.missed else 0)
+
+
+@main.command()
+def recipes() -> None:
+    """List the recipes inside the package."""
+    from pipeline.config.recipe import recipe_names, summary
+
+    for name in recipe_names():
+        click.echo(f"{name:24} {summary(name)}")
+
+
+@main.command()
+@recipe_arguments
+def show(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Print a recipe with all defaults and overrides filled in."""
+    click.echo(load(recipe, overrides).to_yaml(), nl=False)
+
+
+@main.command()
+@store_option
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+def gc(store: str, yes: bool) -> None:
+    """Show what no run and no kept result refers to, and remove it after a question.
+
+    Kept are the last flow of each run, all registered models, and what they were made of. In an object
+    store only the flows of this machine are seen at work: run it when no other machine works there.
+    """
+    from rich.console import Console
+
+    from pipeline.stage_table import STAGES
+    from pipeline.storage.gc import find_foreign, find_garbage, garbage_table, megabytes, remove
+    from pipeline.storage.store import Store
+
+    opened = Store(store)
+    with opened.exclusive():
+        kinds = [stage.folder for stage in STAGES.values()]
+        found = find_garbage(opened, kinds, STAGES["register"].folder)
+        if foreign := find_foreign(opened, kinds):
+            click.echo(f"left alone, because no flow made it: {', '.join(foreign)}")
+        if not found:
+            click.echo(f"nothing to remove: all that is in {store} is referred to")
+            return
+        Console().print(garbage_table(found))
+        size, folders = sum(each.size_bytes for each in found), len(found)
+        total = f"{megabytes(size)} in {folders} folder{'s' * (folders > 1)}"
+        if not yes:
+            click.confirm(f"{total}; remove?", abort=True)
+        for each in found:
+            remove(opened, each)
+    click.echo(f"freed {total}")
