@@ -52,6 +52,8 @@ class Blueprint:
         if plain["preprocessing"] is not None:
             pre = dict(plain["preprocessing"])
             pre |= {key: tuple(pre[key]) for key in ("mean", "deviation")}
+            if {len(pre["mean"]), len(pre["deviation"])} != {3}:
+                raise ValueError("mean and deviation of the preprocessing have 3 values each")
             plain["preprocessing"] = Preprocessing(**pre)
         return cls(**plain)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +39,14 @@ class Verbs(click.Group):
         except KeyboardInterrupt:
             click.secho("InterruptError: stopped by Ctrl-C", err=True, fg="red")
             ctx.exit(130)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse credentials in any argument before one of them is printed."""
+        from pipeline.config.uris import REMEDY, has_credentials
+
+        if found := [number for number, text in enumerate(args, 1) if has_credentials(text)]:
+            raise click.UsageError(f"argument {found[0]} holds credentials: {REMEDY}", ctx)
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, with one for each stage of the flow."""
@@ -143,15 +152,25 @@ def _stage_verb(name: str) -> click.Command | None:
     help="Name of an environment variable that the job is to have. May be given several times.",
 )
 @click.option("--no-wait", is_flag=True, help="Print how to follow and stop the job, and return.")
-def submit(recipe: str, overrides: tuple[str, ...], no_wait: bool, **target: Any) -> None:  # noqa: ANN401 - click's
+@click.option("--dry-run", is_flag=True, help="List what would be sent, and send nothing.")
+def submit(
+    recipe: str,
+    overrides: tuple[str, ...],
+    no_wait: bool,
+    dry_run: bool,
+    **target: Any,  # noqa: ANN401 - click's
+) -> None:
     """Run the flow as a job on a Ray cluster, with the working directory's code, and print its log.
 
     Exits with the flow's exit code. Ctrl-C leaves the job running. Data, stores, environments and
     secrets are not taken along; see docs/cluster.md.
     """
-    from pipeline.ops.submit import Target, submit
+    from pipeline.ops.submit import Target, dry_run_lines, submit
 
     target["folder"] = Path(target.pop("working_dir"))
+    if dry_run:
+        click.echo("\n".join(dry_run_lines(recipe, overrides, Target(**target))))
+        return
     job = submit(recipe, overrides, Target(**target))
     click.echo(f"submitted {job.name} to {job.address}", err=True)
     if no_wait:
@@ -218,24 +237,36 @@ def show(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.option(
     *("-o", "--output"),
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to write the label maps to.",
+    help="Folder to write the label maps to; not the one of the images.",
 )
 @store_option
 @click.option(
     "--tracking-uri", default=None, help="Address of MLflow. Without it, the store's own database."
 )
 def predict(
-    model: str, images: tuple[Path, ...], output: Path, store: str, tracking_uri: str | None
+    model: str, images: tuple[Path, ...], output: str, store: str, tracking_uri: str | None
 ) -> None:
     """Label IMAGES with MODEL: models:/NAME@champion, run:NAME, or a net's folder.
 
-    Writes NAME.png, whose pixels are class ids in colours, and NAME.overlay.png for each image.
+    IMAGES are files, folders of images, or patterns such as 'photos/*.jpg'. Writes NAME.png, whose
+    pixels are class ids in colours, and NAME.overlay.png for each image. Those that cannot be labelled
+    are listed at the end, and the exit code is 1 then. Uses a GPU where there is one.
     """
     from pipeline.ops.predict import predict_files
 
-    for path in predict_files(model, images, output, store, tracking_uri):
-        click.echo(path)
+    if not output.strip():
+        raise click.BadParameter("it is empty; name a folder", param_hint="-o")
+    failed, number = [], 0
+    for done in predict_files(model, images, Path(output), store, tracking_uri):
+        number += 1
+        if done.failure:
+            failed.append(f"{click.format_filename(done.image)}: {done.failure}")
+        else:
+            click.echo(click.format_filename(done.label))
+    if failed:
+        failed.append(f"{len(failed)} of {number} images were not labelled")
+        click.echo("\n".join(failed), err=True)
+        click.get_current_context().exit(1)
 
 
 @main.command()
@@ -277,26 +308,29 @@ def drill(
 
     Faults: worker, loader, node, preempted (node), driver, ray, sigterm, damaged and half (-written
     checkpoint).
-    Exits with 1 on any difference. Without an address the drill starts a Ray of several nodes here.
+    Exits with 1 on any difference, with 3 if a fault came too late each time, so that it was not
+    drilled. Without an address the drill starts a Ray of several nodes here.
     """
     from rich.console import Console
 
     from pipeline.logs import configure_logging
-    from pipeline.ops.drill import Drill, drill_table, require_faults
+    from pipeline.ops.drill import Drill, DrillResult, drill_table, require_faults, verdict
 
+    if not 0 <= tolerance < math.inf:
+        raise click.BadParameter(f"{tolerance} is no number from 0 on", param_hint="--tolerance")
     configure_logging(logging.INFO)
     names = faults.split(",")
     require_faults(names)
     loaded = _load(recipe, overrides)
     arguments = [recipe, *(f"--set={value}" for value in overrides)]
-    outcomes = list(Drill(loaded, arguments, tolerance).run(names, times, seed))
-    Console().print(drill_table(outcomes))
-    equal, hits = [o for o in outcomes if o.equal], [hit for o in outcomes for hit in o.hits]
-    click.echo(
-        f"{len(equal)} of {len(outcomes)} trainings with {len(hits)} faults in all are equal to the "
-        "undisturbed one"
-    )
-    click.get_current_context().exit(0 if len(equal) == len(outcomes) else 1)
+    drill, outcomes = Drill(loaded, arguments, tolerance), list[DrillResult]()
+    try:
+        outcomes.extend(drill.run(names, times, seed))
+    finally:  # also what was found before an error
+        Console().print(drill_table(outcomes))
+    click.echo(verdict(outcomes, drill.missed))
+    different = any(not outcome.equal for outcome in outcomes)
+    click.get_current_context().exit(1 if different else 3 if drill.missed else 0)
 
 
 @main.command()

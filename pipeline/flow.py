@@ -107,11 +107,6 @@ class Flow:
             self.store.set_inputs(step.key, step.stage.name, inputs)
         return steps
 
-    @property
-    def model(self) -> str:
-        """The name under which its net is registered."""
-        return self.recipe.register_as.model or self.recipe.name
-
     def run(self, until: str = "register") -> Report:
         """Run all steps up to a stage; those whose result is there are not run again.
 
@@ -143,7 +138,9 @@ class Flow:
             else:
                 self._run_logged(wanted, complete=complete)
         if "register" in self.report.results:
-            self.report.champion = self._ask(lambda registry: registry.champion_uri(self.model))
+            self.report.champion = self._ask(
+                lambda registry: registry.champion_uri(self.recipe.model_name)
+            )
         return self.report
 
     def prepare(self, logger: RunLogger) -> Report:
@@ -303,7 +300,9 @@ class Flow:
             with speaking(registry.tracking.uri):
                 return question(registry)
         except OutageError as outage:
-            log.warning("%s; what it has of models:/%s is not known now", outage, self.model)
+            log.warning(
+                "%s; what it has of models:/%s is not known now", outage, self.recipe.model_name
+            )
             self._registry_is_away = True
             return None
 

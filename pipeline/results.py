@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from fcn.images import InputRule
+from pipeline.config.legal import metric_name
 from pipeline.config.schema import Split
 from pipeline.errors import DataError
 
@@ -24,12 +26,21 @@ class Dataset(BaseModel):
     files: dict[Split, list[str]]
     counts: dict[Split, int]
     class_px: dict[Split, list[int]]
+    void_px: dict[Split, int]
+    notes: dict[str, int]
+    """What was decided while labels were read, in px by name, and the number of `scaled` images."""
+    range: tuple[float, float] | None
+    max_side_px: int | None
     rows: dict[str, int]
     """The number of samples in each shard."""
     num_seen: int
     num_quarantined: int
     digest: str
     """Hash of the content of all accepted samples, in order."""
+
+    def input_rule(self) -> InputRule:
+        """How the images were read, and have to be read for a net that learned from them."""
+        return InputRule(self.range, self.max_side_px)
 
     def names(self, split: Split) -> list[str]:
         """File names of the shards of a split.
@@ -100,7 +111,8 @@ class Evaluation(BaseModel):
         """All scores by name, for tracking; classes without an IU are left out."""
         names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
         found = {f"{self.split}/{name}": getattr(self, name) for name in names}
-        classes = {f"{self.split}/iu/{k}": v for k, v in self.class_iu.items() if v is not None}
+        known = {k: v for k, v in self.class_iu.items() if v is not None}
+        classes = {f"{self.split}/iu/{metric_name(k)}": v for k, v in known.items()}
         return found | classes | {f"{self.split}/num_images": float(self.num_images)}
 
 

@@ -7,7 +7,7 @@ Stages are imported when they run: whoever only looks at the table needs no torc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +64,12 @@ def _ingest_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
 
     data = recipe.plain()["data"]
     science = {k: v for k, v in data.items() if k not in ("root", "max_quarantined_frac")}
+    science["classes"] = [each["colour"] for each in data["classes"]]  # a name decides no weight
     return [science, open_source(recipe).state()]
 
 
 def _net_reads(recipe: Recipe) -> object:
-    return [recipe.plain()["net"], recipe.data.class_table().names, recipe.seed]
+    return [recipe.plain()["net"], len(recipe.data.class_table()), recipe.seed]
 
 
 def _transplant_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
@@ -77,12 +78,14 @@ def _transplant_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
 
     weights = require_section(recipe).weights
     if weights.startswith("models:/"):
-        from pipeline.tracking.registry import open_registry
+        from pipeline.tracking.registry import existing_registry
 
-        state = open_registry(recipe.tracking, store.cache).resolve(weights)
+        state = existing_registry(recipe.tracking, store.cache).resolve(weights)
     else:
         state = source_state(recipe, store)
-    return [_net_reads(recipe), recipe.plain()["transplant"], phase.stride, state]
+    # Of a whole net the scores are taken, too, where its classes have the same names.
+    names = recipe.data.class_table().names if weights.startswith(("run:", "models:/")) else ()
+    return [_net_reads(recipe), recipe.plain()["transplant"], phase.stride, state, names]
 
 
 def _finetune_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
@@ -92,7 +95,7 @@ def _finetune_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
 
 
 def _evaluate_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
-    return recipe.plain()["evaluate"]
+    return [recipe.plain()["evaluate"], asdict(recipe.data.class_table())]
 
 
 def _register_reads(recipe: Recipe, store: Store, phase: PhaseSpec) -> object:
@@ -136,6 +139,7 @@ def _run_finetune(flow: Flow, step: Step) -> None:
         start=flow.stored(start[0]) if start else None,
         receipt=flow.result("transplant").folder if start == ["transplant"] else None,
         rows={split: data.shard_rows(split) for split in data.files},
+        input=data.input_rule(),
     )
     with flow.logger.phase(step.name, step.key) as log_rows:
         finetune.run(flow.recipe, flow.store, step.key, inputs, log_rows)
@@ -167,10 +171,12 @@ def _run_register(flow: Flow, step: Step) -> None:
     def rescore(folder: Path) -> float:
         return evaluate.score_net(flow.recipe, folder, _evaluated(flow))
 
-    with flow.logger.registering() as (registry, run_id):
-        version = register.enter(registry, run_id, flow.model, net.folder, scores)
-        gate = register.Gate(registry, flow.model, rescore)
-        done = gate.judge(version, scores)
+    with (
+        flow.logger.registering() as (registry, run_id),
+        register.renamed(net.folder, flow.recipe.data.class_table()) as folder,
+    ):
+        version = register.enter(registry, run_id, flow.recipe.model_name, folder, scores)
+        done = register.Gate(registry, flow.recipe.model_name, rescore).judge(version, scores)
     with flow.store.publish(step.stage.folder, step.key, done.model_dump(mode="json")):
         pass
     flow.logger.note(scores, done.sentence())
@@ -180,7 +186,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            *("ingest", "datasets", 2, _ingest_reads, _run_ingest, Dataset),
+            *("ingest", "datasets", 3, _ingest_reads, _run_ingest, Dataset),
             help="Check every sample of the data set and write the accepted ones as Arrow shards.",
             files=("quarantine.csv",),  # shards stay where they are until somebody reads them
         ),

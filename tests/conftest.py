@@ -12,7 +12,7 @@ from hypothesis import settings
 from PIL import Image
 
 from pipeline.config.recipe import Recipe, load_recipe
-from pipeline.data.check import check_samples
+from pipeline.data.check import Rules, check_samples
 from pipeline.data.shards import Shards, write_shard
 from pipeline.data.sources import open_source
 from tests.s3 import BUCKET, S3
@@ -44,13 +44,14 @@ def tiny_shards(tmp_path_factory) -> dict[str, Shards]:
     folder = tmp_path_factory.mktemp("shards")
     recipe = tiny()
     source = open_source(recipe)
+    rules = Rules(recipe.data.input_rule(), recipe.data.label_rule())
     samples, _ = source.samples()
     shards = {}
     for split in ("train", "val", "test"):
         mine = [s for s in samples if s.split == split]
         path = folder / f"{split}.arrow"
         table = recipe.data.class_table()
-        write_shard(path, check_samples(source, mine, table, ())[1], split, table)
+        write_shard(path, check_samples(source, mine, rules)[1], split, table)
         shards[split] = Shards([path])
     return shards
 

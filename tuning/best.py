@@ -39,13 +39,13 @@ class Winner:
     def publish(self, folder: str) -> None:
         """Its nets where a flow of its recipe finds them, from the trial's checkpoints."""
         store = self.flow.store
-        self.flow.prepare(self.logger)
+        rule = self.flow.prepare(self.logger).results["ingest"].input_rule()
         phases = [step for step in self.flow.steps.values() if step.is_phase]
         for index, step in enumerate(phases):
             if self.flow.published(step) is None:
                 last, _ = Checkpoints(store.files, f"{folder}/{index}").newest()
                 assert last is not None, f"{folder}/{index} has no checkpoint"
-                publish(self.recipe, store, step.key, step.phase.stride, last)
+                publish(self.recipe, store, step.key, step.phase.stride, last, rule)
         store.remember_net(self.recipe.name, phases[-1].stage.folder, phases[-1].key)
 
     def score(self) -> Evaluation:

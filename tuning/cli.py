@@ -77,7 +77,8 @@ def search(recipe: str, overrides: tuple[str, ...], space: str | None, **options
 
     The first trial is the recipe as it is. Each trial is a run in MLflow below that of the search.
     """
-    from pipeline.config.recipe import load_recipe, read_yaml
+    from pipeline.config.documents import read_yaml
+    from pipeline.config.recipe import load_recipe
     from tuning.settings import parse_settings
 
     loaded = load_recipe(recipe, overrides)

@@ -175,6 +175,7 @@ class Inputs:
             start=flow.stored("transplant") if "transplant" in results else None,
             receipt=None,
             rows={split: data.shard_rows(split) for split in data.files},
+            input=data.input_rule(),
         )
 
 

@@ -7,16 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from pipeline.config.legal import MAX_NAME
 from pipeline.config.schema import Count, Positive, Spec
 from pipeline.errors import RecipeError
 
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
+MAX_S = 1e9
+
 
 class Settings(Spec):
     """How to search; with recipe and space it decides which trials there are."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)]
     trials: Positive = 20
     budget: str | None = None
     """Time to spend, for example 2h; no limit if not given."""
@@ -75,7 +78,7 @@ def seconds(text: str) -> float:
     found = DURATION.fullmatch(text.strip())
     hours, minutes, rest = (float(part or 0) for part in found.groups()) if found else (0, 0, 0)
     total = 3600 * hours + 60 * minutes + rest
-    if not total:
+    if not 0 < total < MAX_S:
         raise RecipeError(
             f"--budget {text}: write a time above zero, such as 2h, 90m, 1h30m or 45s"
         )

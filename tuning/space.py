@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict, FiniteFloat, JsonValue, RootModel, ValidationError, field_validator
 
-from pipeline.config.recipe import Recipe, read_yaml
+from pipeline.config.documents import read_yaml
+from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Spec
 from pipeline.data.sampler import seed_of
 from pipeline.errors import RecipeError

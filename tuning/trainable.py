@@ -145,7 +145,7 @@ class TrialRun:
             if index + 1 < len(self.recipe.phases):
                 store, key = self.task.store, self.task.keys[index]
                 if store.published("nets", key) is None:
-                    publish(self.recipe, store, key, phase.stride, last)
+                    publish(self.recipe, store, key, phase.stride, last, inputs.input)
                 inputs = replace(inputs, start=store.stored("nets", key))
         return True
 

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.config.data import DataSpec
+from pipeline.config.documents import loses_a_comment, parse, parse_mapping, read_text
+from pipeline.config.legal import MAX_NAME, require_legal_classes, require_model_name
 from pipeline.config.schema import (
     ClusterSpec,
-    Count,
     EvaluateSpec,
     FinetuneSpec,
     NetSpec,
@@ -30,15 +30,19 @@ from pipeline.config.schema import (
     TrackingSpec,
     TransplantSpec,
 )
+from pipeline.config.uris import REMEDY, keys_with_credentials
 from pipeline.errors import RecipeError
 from pipeline.storage.object_store import URI
+
+MAX_SECTIONS, MAX_SHOWN = 10, 60
+"""Parts of an overridden key before its last; characters of a value in a message."""
 
 
 class Recipe(Spec):
     """The full, typed description of a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Count = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataSpec
     net: NetSpec
     transplant: TransplantSpec | None = None
@@ -76,8 +80,15 @@ class Recipe(Spec):
                 f"evaluate.split={self.evaluate.split} is not among the data set's splits "
                 f"({', '.join(splits)})"
             )
+        require_legal_classes(self.data.class_table())
+        require_model_name(self.model_name)
         _require_place(self.store)
         return self
+
+    @property
+    def model_name(self) -> str:
+        """Under which the net is registered."""
+        return self.register_as.model or self.name
 
     @property
     def phases(self) -> tuple[PhaseSpec, ...]:
@@ -114,11 +125,6 @@ class Recipe(Spec):
 def _require_place(store: str | Path) -> None:
     if isinstance(store, Path) and ":/" in str(store):
         raise ValueError(f"store={store} is neither a folder nor a URI such as s3://bucket/prefix")
-    if isinstance(store, str) and "@" in urlsplit(store).netloc and store.startswith("s3"):
-        raise ValueError(
-            "store holds credentials, and recipes are shown in MLflow; give them by the environment "
-            "(AWS_ACCESS_KEY_ID) or by the machine's role"
-        )
 
 
 def recipe_names() -> list[str]:
@@ -147,6 +153,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 def _validated(tree: dict[str, Any], source: str, overrides: Sequence[str]) -> Recipe:
     for override in overrides:
         _override(tree, override)
+    if found := [f"  {key} holds credentials: {REMEDY}" for key in keys_with_credentials(tree)]:
+        raise RecipeError("\n".join([f"{source}: {_mistakes(len(found))}", *found]))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -159,56 +167,46 @@ def _mistakes(count: int) -> str:
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
+    names = recipe_names()
     packaged = resources.files("pipeline.config") / "recipes" / f"{name_or_path}.yaml"
-    path = Path(name_or_path)
     try:
-        text = packaged.read_text() if packaged.is_file() else path.read_text()
-    except (OSError, UnicodeDecodeError):
-        raise RecipeError(
-            f"{name_or_path}: no such recipe or file; recipes are {', '.join(recipe_names())}"
-        ) from None
-    return _parse(text, name_or_path, "the sections of a recipe")
-
-
-def read_yaml(path: str, holds: str) -> dict[str, Any]:
-    """The mapping in a YAML file; `holds` says what it should hold, for the message.
-
-    Raises:
-        RecipeError: no such file, or no mapping in it.
-    """
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} should hold {holds} but cannot be read: {error}") from None
-    return _parse(text, path, holds)
-
-
-def _parse(text: str, source: str, holds: str) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{source} is not YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{source} holds {type(tree).__name__}, not {holds}")
-    return tree
+        text = packaged.read_text() if name_or_path in names else read_text(Path(name_or_path))
+    except (OSError, ValueError) as error:
+        why = "no such recipe or file" if isinstance(error, FileNotFoundError) else str(error)
+        raise RecipeError(f"{name_or_path}: {why}; recipes are {', '.join(names)}") from None
+    return parse_mapping(text, name_or_path, "the sections of a recipe")
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
     """Edit the raw tree; what does not exist is found by the validation after all edits."""
     path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise RecipeError(f"--set {override}: write KEY=VALUE, for example finetune.epochs=5")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
     *sections, key = path.split(".")
+    if not equals or not key or len(sections) > MAX_SECTIONS:
+        raise RecipeError(f"--set {override[:60]}: write KEY=VALUE, for example finetune.epochs=5")
+    value = _value(path, text)
     for section in sections:
         inner = tree.setdefault(section, {})
         if not isinstance(inner, dict):
             inner = tree[section] = {}
         tree = inner
     tree[key] = value
+
+
+def _value(path: str, text: str) -> Any:  # noqa: ANN401 - any plain value
+    if not text.strip():
+        raise RecipeError(
+            f"--set {path}=: no value is given; write {path}=null where none is needed"
+        )
+    try:
+        if loses_a_comment(text):
+            raise ValueError(
+                "what follows # would be left out as a comment; put the value in quotes"
+            )
+        return parse(text)
+    except yaml.YAMLError:
+        return text
+    except ValueError as error:
+        raise RecipeError(f"--set {path}={_short(text)}: {error}") from None
 
 
 def _explain(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
@@ -225,14 +223,19 @@ def _explain(mistake: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     if mistake["type"] == "value_error":
         return f"  {path}: {rule}" if path else f"  {rule}"
     value = json.dumps(mistake["input"], default=str)
-    return f"  {path}={value[:60]}: {rule[0].lower()}{rule[1:]}"
+    return f"  {path}={_short(value)}: {rule[0].lower()}{rule[1:]}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:
     model: Any = Recipe
     for part in path:
         fields = {(f.alias or name): f.annotation for name, f in model.model_fields.items()}
-        model = next((t for t in _models_in(fields.get(part))), None)
+        if part in fields:  # else the position in a list, or the name of a split
+            model = next(iter(_models_in(fields[part])), None)
         if model is None:
             return []
     return [f.alias or name for name, f in model.model_fields.items()]
@@ -247,7 +250,7 @@ def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:  # noqa: ANN401 - 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and all(map(str.isidentifier, value)):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, str(value)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-from urllib.parse import urlsplit
+import math
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+from pipeline.config.legal import MAX_NAME, require_model_uri, require_plain
+
+MAX_NUMBER = 10**9
+MAX_PX = 2**14
+Positive = Annotated[int, Field(gt=0, le=MAX_NUMBER)]
+Count = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+Pixels = Annotated[int, Field(gt=0, le=MAX_PX)]
+Factor = Annotated[float, Field(ge=0.1, le=10)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Range = tuple[PositiveFloat, PositiveFloat]
+Range = tuple[Factor, Factor]
 Split = Literal["train", "val", "test"]
 Stride = Literal[8, 16, 32]
 BackboneName = Literal[
@@ -23,7 +37,16 @@ BackboneName = Literal[
 class Spec(BaseModel):
     """A closed, frozen section of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_plain(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        require_plain(value, takes_bool=bool in (kind, *get_args(kind)))
+        return value
 
 
 class NetSpec(Spec):
@@ -51,6 +74,13 @@ class TransplantSpec(Spec):
     names: dict[str, str] | None = None
     """Names in a file of weights to the classifier's names, one pair for each tensor of the classifier;
     needed where the file has other names and equally shaped layers, so that no rule can match them."""
+
+    @field_validator("weights")
+    @classmethod
+    def _names_a_version(cls, weights: str) -> str:
+        if weights.startswith("models:"):
+            require_model_uri(weights)
+        return weights
 
 
 class OptimizerSpec(Spec):
@@ -81,7 +111,7 @@ class ScheduleSpec(Spec):
 class AugmentSpec(Spec):
     """What is done to an image and its label together, then to the image alone."""
 
-    crop_px: tuple[Positive, Positive]
+    crop_px: tuple[Pixels, Pixels]
     """Height and width that every sample is cropped, or padded with void, to."""
     scale: Range = (1.0, 1.0)
     flip_prob: Fraction = 0.5
@@ -138,7 +168,7 @@ class FinetuneSpec(Spec):
     @model_validator(mode="after")
     def _splits(self) -> FinetuneSpec:
         if self.global_batch % self.micro_batch:
-            near = max(n for n in range(1, self.micro_batch) if self.global_batch % n == 0)
+            near = _largest_divisor(self.global_batch, below=self.micro_batch)
             raise ValueError(
                 f"global_batch={self.global_batch} is not a multiple of micro_batch="
                 f"{self.micro_batch}; use micro_batch={near} or global_batch="
@@ -159,6 +189,11 @@ class FinetuneSpec(Spec):
         return self.global_batch // self.micro_batch
 
 
+def _largest_divisor(number: int, below: int) -> int:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return max(n for pair in ((n, number // n) for n in small) for n in pair if n < below)
+
+
 class EvaluateSpec(Spec):
     """What the finished net is measured on."""
 
@@ -169,7 +204,7 @@ class EvaluateSpec(Spec):
 class RegisterSpec(Spec):
     """Under which name the model is registered."""
 
-    model: str | None = None
+    model: Name | None = None
     """The recipe's name if not given."""
 
 
@@ -202,7 +237,7 @@ class ClusterSpec(Spec):
     def _number_or_bounds(cls, number: object) -> object:
         bounds = number if isinstance(number, list | tuple) else (number, number)
         if [type(n) for n in bounds] != [int, int] or not 0 < bounds[0] <= bounds[1]:
-            raise ValueError(f"num_workers={number} is neither a number above 0 nor [min, max]")
+            raise ValueError(f"num_workers={number!r} is neither a number above 0 nor [min, max]")
         return number
 
     @model_validator(mode="after")
@@ -230,14 +265,4 @@ class TrackingSpec(Spec):
 
     uri: str | None = None
     """A server's address; the store's own sqlite database if not given."""
-    experiment: str = "fcn"
-
-    @field_validator("uri")
-    @classmethod
-    def _no_credentials(cls, uri: str | None) -> str | None:
-        if uri and urlsplit(uri).username is not None:
-            raise ValueError(
-                "credentials in tracking.uri would be kept with the run and printed; set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
-            )
-        return uri
+    experiment: Name = "fcn"

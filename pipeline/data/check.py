@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from fcn.images import ImageError, decode_ids, decode_rgb
-from fcn.labels import VOID, ClassTable
-from pipeline.data.shards import Row, encode_label, pixels_sha256
-from pipeline.data.sources import Rejected, Sample, Source
+from fcn.images import (
+    STORED_ORIENTATION,
+    TRANSPOSED,
+    ImageError,
+    InputRule,
+    decode_stored,
+    exif_orientation,
+    upright,
+    value_range,
+)
+from fcn.labels import VOID, LabelRule
+from pipeline.data.shards import Row, encode_png, pixels_sha256
+from pipeline.data.sources import Drawn, Rejected, Sample, Source
+
+HASH_PX = (9, 8)
+"""Width and height of the picture of which the perceptual hash compares neighbours."""
 
 
 class Facts(NamedTuple):
@@ -24,48 +37,81 @@ class Facts(NamedTuple):
     pixels_sha256: str
     label_sha256: str
     class_px: list[int]
+    height_px: int
+    width_px: int
+    void_px: int
+    perceptual_hash: int
+    notes: Mapping[str, int]
+    """What was decided: overlap_px, moved_px, unknown_colour_px of its label; whether it is scaled."""
+
+
+class Rules(NamedTuple):
+    """How the files of a data set are read."""
+
+    image: InputRule
+    label: LabelRule
 
 
 def check_samples(
-    source: Source, samples: Sequence[Sample], table: ClassTable, void_ids: Sequence[int]
+    source: Source, samples: Sequence[Sample], rules: Rules
 ) -> tuple[tuple[list[Facts], list[Rejected]], list[Row]]:
     """What is to be known of some samples of one split; and the rows of those that are accepted."""
+    facts: list[Facts] = []
     rows: list[Row] = []
     rejected: list[Rejected] = []
     for sample in samples:
         try:
-            rows.append(check_sample(source, sample, table, void_ids))
+            row, about = check_sample(source, sample, rules)
         except ImageError as why:
             rejected.append(
                 Rejected(sample.split, sample.id, why.reason, why.evidence, sample.image)
             )
-    facts = [Facts(*(getattr(row, name) for name in Facts._fields)) for row in rows]
+        else:
+            rows.append(row)
+            facts.append(about)
     return (facts, rejected), rows
 
 
-def check_sample(source: Source, sample: Sample, table: ClassTable, void_ids: Sequence[int]) -> Row:
-    """A row whose label is proved to hold classes and void alone.
+def check_sample(source: Source, sample: Sample, rules: Rules) -> tuple[Row, Facts]:
+    """A row whose label is proved to hold classes and void alone, and what the driver needs of it.
 
     Raises:
-        ImageError: the sample is not accepted.
+        ImageError: the sample is not accepted; all that is wrong with its two files is in it.
     """
     try:
-        image, encoded_label = source.read(sample)
+        encoded, found = source.read(sample)
     except OSError as error:
         raise ImageError("unreadable file", str(error)) from error
-    pixels = decode_rgb(image)
-    height, width = pixels.shape[:2]
-    label = _check_label(encoded_label, table, void_ids)
-    if label.shape != (height, width):
-        theirs = f"image is {width}x{height} px, label {label.shape[1]}x{label.shape[0]}"
-        raise ImageError("size mismatch", theirs)
-    class_px = np.bincount(label.ravel(), minlength=256)[: len(table)].tolist()
-    return Row(
+    faults: list[ImageError] = []
+    pixels = label = None
+    try:
+        pixels, orientation = decode_stored(encoded, rules.image)
+    except ImageError as fault:
+        faults.append(fault)
+    try:
+        label, notes = _label(found, rules.label)
+    except ImageError as fault:
+        faults.append(fault)
+    if pixels is None or label is None:
+        raise _together(faults)
+    pixels, label = _one_orientation(pixels, label, orientation, found)
+    scaled = rules.image.seen_size(*pixels.shape[:2]) != pixels.shape[:2]
+    if scaled:
+        pixels = rules.image.shrink(pixels)
+        if sample.split == "train":  # a label that is scored keeps the file's own size
+            size = (pixels.shape[1], pixels.shape[0])
+            label = np.array(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
+    as_it_is = orientation == STORED_ORIENTATION and rules.image.range is None and not scaled
+    class_px = np.bincount(label.ravel(), minlength=256)[: rules.label.num_classes].tolist()
+    image = encoded if as_it_is else encode_png(pixels)
+    row = Row(
         id=sample.id,
         image=image,
-        label=encode_label(label),
-        height_px=height,
-        width_px=width,
+        label=encode_png(label),
+        height_px=pixels.shape[0],
+        width_px=pixels.shape[1],
+        label_height_px=label.shape[0],
+        label_width_px=label.shape[1],
         valid_px=sum(class_px),
         class_px=class_px,
         source=sample.image,
@@ -73,20 +119,71 @@ def check_sample(source: Source, sample: Sample, table: ClassTable, void_ids: Se
         pixels_sha256=pixels_sha256(pixels),
         label_sha256=pixels_sha256(label),
     )
+    about = Facts(
+        *(row.id, row.source, row.sha256, row.pixels_sha256, row.label_sha256, class_px),
+        *(row.height_px, row.width_px, label.size - row.valid_px, perceptual_hash(pixels)),
+        notes={**notes, "scaled": 1} if scaled else notes,
+    )
+    return row, about
 
 
-def _check_label(encoded: bytes, table: ClassTable, void_ids: Sequence[int]) -> NDArray[np.uint8]:
-    ids = decode_ids(encoded)
-    if ids.ndim != 2:
+def find_range(source: Source, samples: Sequence[Sample]) -> tuple[float, float] | None:
+    """Least and greatest value of the images with more than 8 bits a channel; None if there are none."""
+    ranges = []
+    for sample in samples:
+        try:
+            ranges.append(value_range(source.read(sample)[0]))
+        except (ImageError, OSError):
+            continue  # the check will find it again, and say so
+    found = [r for r in ranges if r]
+    return (min(r[0] for r in found), max(r[1] for r in found)) if found else None
+
+
+def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
+    """64 bits that hardly differ between two encodings, sizes or brightnesses of one image.
+
+    Each says whether a cell of a coarse grey picture is brighter than its right neighbour (dHash).
+    """
+    small = np.asarray(Image.fromarray(pixels).resize(HASH_PX, Image.Resampling.BOX).convert("L"))
+    bits = np.packbits(small[:, 1:] > small[:, :-1])
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+def _together(faults: Sequence[ImageError]) -> ImageError:
+    if len(faults) == 1:
+        return faults[0]
+    reasons, evidence = zip(*((fault.reason, fault.evidence) for fault in faults), strict=True)
+    return ImageError(" and ".join(reasons), "; ".join(evidence))
+
+
+def _label(found: bytes | Drawn, rule: LabelRule) -> tuple[NDArray[np.uint8], dict[str, int]]:
+    if isinstance(found, bytes):
+        return rule.decode(found)
+    wild = found.ids[(found.ids != VOID) & (found.ids >= rule.num_classes)]
+    assert not len(wild), f"a source drew ids {np.unique(wild)} of {rule.num_classes} classes"
+    return found.ids, {"overlap_px": found.overlap_px} if found.overlap_px else {}
+
+
+def _one_orientation(
+    pixels: NDArray[np.uint8], label: NDArray[np.uint8], orientation: int, found: bytes | Drawn
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Image and label, both upright; which way the label lies is proved by the sizes, or asked."""
+    stored, turned = pixels.shape[:2], upright(pixels, orientation).shape[:2]
+    if label.shape not in (stored, turned):
         raise ImageError(
-            "RGB label map", f"{ids.shape[2]} channels; a label map has one, of class ids"
+            "size mismatch",
+            f"image is {stored[1]}x{stored[0]} px, label {label.shape[1]}x{label.shape[0]}",
         )
-    wide = ids.astype(np.int64)
-    wide[np.isin(wide, [*void_ids, VOID])] = VOID
-    wild = np.unique(wide[(wide != VOID) & ((wide < 0) | (wide >= len(table)))])
-    if len(wild):
-        evidence = (
-            f"ids {wild[:5].tolist()} in a table of {len(table)} classes (0..{len(table) - 1})"
+    if orientation == STORED_ORIENTATION:
+        return pixels, label
+    same_tag = isinstance(found, bytes) and exif_orientation(found) == orientation
+    proved = orientation in TRANSPOSED and stored != turned
+    if not (same_tag or proved):
+        raise ImageError(
+            "EXIF orientation",
+            f"the image has orientation {orientation}, and whether its label is turned too cannot be "
+            "seen from the sizes; save both upright and without the tag",
         )
-        raise ImageError("unknown class", evidence)
-    return wide.astype(np.uint8)
+    if label.shape == stored and (same_tag or proved):
+        label = upright(label, orientation)
+    return upright(pixels, orientation), label

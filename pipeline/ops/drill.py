@@ -81,6 +81,8 @@ class Drill:
                 "drill with package, torchvision or a file"
             )
         self.recipe, self.tolerance = recipe, tolerance
+        self.missed: list[str] = []
+        """Faults that never came while there was something to disturb."""
         local = ["--set=tracking.uri=null", "--set=evaluate.num_pictures=0"]
         self.arguments = [*arguments, *local]
         self.store = Store(recipe.store)
@@ -91,7 +93,10 @@ class Drill:
         )
 
     def run(self, faults: Sequence[str], times: int, seed: int) -> Iterator[DrillResult]:
-        """Yield the results one by one: each training has every fault once, in random order."""
+        """Yield the results one by one: each training has every fault once, in random order.
+
+        Faults that came too late again and again are in `missed` afterwards.
+        """
         chance = random.Random(seed)
         with self.store.flow_lock("drill"), TemporaryDirectory() as folder:
             self._make_room()
@@ -127,7 +132,8 @@ class Drill:
             if result.hits or not result.equal:
                 yield result
             elif (misses := misses + 1) == MAX_MISSES:
-                raise ClusterError(f"{', '.join(late)} came too late each time; train for longer")
+                self.missed = waiting
+                return
 
     def _training(self, name: str, faults: Sequence[str]) -> Training:
         arguments = [*self.arguments, f"--set=cluster.max_failures={len(faults)}"]
@@ -244,6 +250,17 @@ def drill_table(results: Sequence[DrillResult]) -> Table:
             row = (str(number), hit.fault, f"{hit.step} of {hit.num_steps}", f"{hit.back_s:.1f} s")
             table.add_row(*row, *(comparison if hit is each.hits[-1] else ()))
     return table
+
+
+def verdict(results: Sequence[DrillResult], missed: Sequence[str]) -> str:
+    """What the table comes to, in words."""
+    equal, hits = sum(each.equal for each in results), sum(len(each.hits) for each in results)
+    lines = [
+        f"{equal} of {len(results)} trainings with {hits} faults in all are equal to the undisturbed one"
+    ]
+    if missed:
+        lines.append(f"not drilled: {', '.join(missed)} came too late each time; train for longer")
+    return "\n".join(lines)
 
 
 def require_faults(names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config.recipe import Recipe
@@ -37,7 +38,7 @@ def plan_rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
                 num_train = _num_train(flow)
             needs = _needs(recipe, step.phase, num_train)
         fresh.add(step.name)
-        yield step.name, step.key, "run", why, needs
+        yield step.name, step.key, "run", why, escape(needs)
 
 
 def _needs(recipe: Recipe, phase: PhaseSpec, num_train: int) -> str:
@@ -131,12 +132,12 @@ def closing_lines(report: Report) -> Iterator[str]:
             f"pixel accuracy {scores.pixel_accuracy:.4f}, mean accuracy {scores.mean_accuracy:.4f}, "
             f"f.w. IU {scores.frequency_weighted_iu:.4f}"
         )
-        yield f"pictures         {_short(scores.folder / 'predictions.png')}"
+        yield f"pictures         {escape(_short(scores.folder / 'predictions.png'))}"
     if version := results.get("register"):
-        yield f"model            {version.sentence()}"
-        yield f"champion now     {report.champion or 'not known: MLflow is away'}"
+        yield f"model            {escape(version.sentence())}"
+        yield f"champion now     {escape(report.champion or 'not known: MLflow is away')}"
     if report.tracking:
-        yield f"tracked in       mlflow ui --backend-store-uri {report.tracking}"
+        yield f"tracked in       mlflow ui --backend-store-uri {escape(report.tracking)}"
 
 
 def _short(path: Path) -> str:

@@ -11,8 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,27 +21,12 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-import fcn
-import pipeline
 from pipeline.config.recipe import Recipe, load_recipe, recipe_names
 from pipeline.errors import ClusterError, RecipeError
+from pipeline.ops.package import contents, is_excluded, looks_secret, package
 
 log = logging.getLogger(__name__)
 
-RESULTS = ("/store", "/data", "/demo", "mlruns", "mlartifacts", "mlflow.db", "*.arrow")
-WEIGHTS = ("*.pt", "*.pth", "*.ckpt", "*.safetensors")
-ENVIRONMENTS = (".git", ".venv", "venv", "node_modules", "*.egg-info", "/build", "/dist")
-CACHES = ("__pycache__", "*.pyc", ".*_cache", ".hypothesis", ".coverage", ".DS_Store")
-SECRETS = (
-    *(".env", ".env.*", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
-    *(".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".htpasswd", ".git-credentials"),
-    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "auth_token", "*credentials*"),
-    *("secret", "secrets", "secret.*", "secrets.*", "kubeconfig", ".databrickscfg"),
-    *(".aws", ".azure", ".config", ".docker", ".gnupg", ".kube", ".mlflow", ".ray", ".ssh"),
-)
-EXCLUDES = (*RESULTS, *WEIGHTS, *ENVIRONMENTS, *CACHES, *SECRETS)
-"""What never goes along, as .gitignore writes it. No pattern ends in a slash: Ray would then look at
-each file of such a folder before it leaves it out."""
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 STOP_S = 300
 """A stopped job may take so long for its checkpoint; by itself Ray kills it after three seconds."""
@@ -76,59 +60,58 @@ def submit(recipe: str, overrides: Sequence[str], target: Target) -> Submitted:
         ClusterError: there is no cluster or it does not admit us, the job's name is taken, the folder is
             too large, or a variable that the job is to have is not set.
     """
-    folder = target.folder.absolute()
-    require_shared_paths(load_recipe(recipe, overrides))
-    if missing := [name for name in target.env if name not in os.environ]:
-        raise ClusterError(f"--env {', '.join(missing)}: no such variable here; export it first")
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
-    variables |= {name: os.environ[name] for name in target.env}
-    entrypoint = command(path_in(folder, recipe), overrides)
+    entrypoint, environment = prepare(recipe, overrides, target)
     with in_our_words():
         client = connect(target.address)
         name = client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=target.name,
-            runtime_env={"env_vars": variables, **package(folder)},
+            entrypoint=entrypoint, submission_id=target.name, runtime_env=environment
         )
     return Submitted(client, name)
 
 
-def package(folder: Path) -> dict[str, Any]:
-    """What goes along, as Ray's runtime environment; Ray leaves out what .gitignore names, too."""
-    excludes, ours = [*EXCLUDES, *map(pattern, links_in(folder))], {}
-    if not (folder / "pipeline" / "__init__.py").is_file():  # then this very code goes along
-        packages = [Path(module.__path__[0]) for module in (fcn, pipeline)]
-        ours["py_modules"] = list(map(str, packages))
-        # Ray applies the excludes to these as well, and `pipeline` has a folder `data` of its own
-        excludes.remove("/data")
-        there = [path.relative_to(folder) for path in (folder / "data").glob("*")]
-        excludes += [pattern(path) for path in there if not (packages[1] / path).exists()]
-    return {"working_dir": str(folder), "excludes": excludes, **ours}
+def prepare(recipe: str, overrides: Sequence[str], target: Target) -> tuple[str, dict[str, Any]]:
+    """What the job runs, and its runtime environment; nothing is sent.
+
+    Raises:
+        RecipeError, ClusterError: as `submit` does.
+    """
+    folder = target.folder.absolute()
+    require_shared_paths(load_recipe(recipe, overrides))
+    entrypoint = command(path_in(folder, recipe), overrides)
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), **variables_of(target.env)}
+    return entrypoint, {"env_vars": variables, **package(folder)}
 
 
-def links_in(folder: Path) -> list[PurePath]:
-    """The symbolic links below a folder. Ray would send what they point at, wherever that lies."""
-    links: list[PurePath] = []
-    for top, folders, files in os.walk(folder):
-        inside = Path(top).relative_to(folder)
-        folders[:] = [name for name in folders if not is_excluded(inside / name)]
-        there = [inside / name for name in (*folders, *files) if not is_excluded(inside / name)]
-        links += [path for path in there if (folder / path).is_symlink()]
-    if links:
-        log.warning("symbolic links stay here: %s", ", ".join(sorted(map(str, links))))
-    return links
+def dry_run_lines(recipe: str, overrides: Sequence[str], target: Target) -> Iterator[str]:
+    """What would be sent: each file with its size, the names of the variables, and what would run.
+
+    Raises:
+        RecipeError, ClusterError: as `submit` does.
+    """
+    entrypoint, environment = prepare(recipe, overrides, target)
+    with in_our_words():
+        files = list(contents(environment))
+    yield from (f"{size:>12,}  {name}" for name, size in files)
+    yield f"{sum(size for _, size in files):>12,}  bytes in {len(files)} files, before compression"
+    yield f"variables     {', '.join(environment['env_vars'])}"
+    yield f"would run     {entrypoint}"
 
 
-def is_excluded(path: PurePath) -> bool:
-    """Whether EXCLUDES names a file or folder, by its path below the working directory."""
-    names = [name for name in EXCLUDES if not name.startswith("/")]
-    in_any_folder = any(fnmatch(part, name) for part in path.parts for name in names)
-    return in_any_folder or f"/{path.parts[0]}" in EXCLUDES
+def variables_of(names: Sequence[str]) -> dict[str, str]:
+    """The named variables of this process.
 
-
-def pattern(path: PurePath) -> str:
-    """A line of .gitignore that names this path and no other."""
-    return "/" + re.sub(r"([\\*?\[\]!# ])", r"\\\1", path.as_posix())
+    Raises:
+        ClusterError: one is not set, or is given with its value, which is not repeated.
+    """
+    for name in names:
+        if "=" in name:
+            raise ClusterError(
+                f"--env {name.partition('=')[0]}=...: give the name alone; its value is taken from this "
+                "shell, as everybody on this machine sees the arguments of commands"
+            )
+        if name not in os.environ:
+            raise ClusterError(f"--env {name}: no such variable here; export it first")
+    return {name: os.environ[name] for name in names}
 
 
 def require_shared_paths(recipe: Recipe) -> None:
@@ -177,7 +160,7 @@ def path_in(folder: Path, recipe: str) -> str:
             "folder with --working-dir"
         )
     inside = path.relative_to(folder.resolve())
-    if is_excluded(inside):
+    if is_excluded(inside) or any(map(looks_secret, inside.parts)):
         raise RecipeError(
             f"{recipe} is never sent, because secrets, data and results have such names, so the job "
             "would not have it; rename or move it"
@@ -210,9 +193,10 @@ class Submitted:
 
     def how_to(self) -> str:
         """The commands that follow and stop it."""
+        address, name = shlex.quote(self.address), shlex.quote(self.name)
         return (
-            f"follow  ray job logs --address {self.address} --follow {self.name}\n"
-            f"stop    ray job stop --address {self.address} {self.name}"
+            f"follow  ray job logs --address {address} --follow {name}\n"
+            f"stop    ray job stop --address {address} {name}"
         )
 
     def follow(self) -> int:
@@ -264,6 +248,10 @@ def in_our_words(besides: str = "") -> Iterator[None]:
         raise ClusterError(
             f"no job server: {first_line(error)} Is the cluster up, and its port 8265 forwarded (`ray "
             f"dashboard cluster.yaml`)? --address names another. {besides}"
+        ) from error
+    except OSError as error:
+        raise ClusterError(
+            f"{error.filename} cannot be taken along: {error.strerror}; name it in .rayignore"
         ) from error
     except RuntimeError as error:
         reason = str(error).rstrip(". \n").rsplit("\n", 1)[-1]  # the last line of its traceback

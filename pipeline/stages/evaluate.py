@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from PIL import Image
 
-from fcn.inference import predict
+from fcn.inference import predict_at
 from fcn.metrics import Confusion, Scores
 from fcn.nets import FCN
 from pipeline import cluster
@@ -30,6 +33,8 @@ from pipeline.training.evaluation import count_errors, require_all_seen
 from pipeline.training.model import load_stored_net
 
 TASKS_PER_WORKER = 2
+MAX_NAME_BYTES = 200
+"""Of a picture's name; file systems take 255, with the ending."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +136,23 @@ def draw(recipe: Recipe, net_file: File, shards: Shards, folder: Path) -> None:
     (folder / "panels").mkdir()
     for row in np.linspace(0, len(shards) - 1, number).astype(int).tolist():
         image, truth = shards.image_label(row)
-        prediction = predict(net, image)
+        prediction = predict_at(net, image, truth.shape)
+        if image.shape[:2] != truth.shape:  # the net saw it smaller than its file is
+            size = (truth.shape[1], truth.shape[0])
+            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
         panels.append(plots.panel(image, truth, prediction, table))
-        name = shards.id(row)
+        name = file_name(shards.id(row))
         plots.rgb_png(folder / "panels" / f"{name}.png", panels[-1])
         plots.label_png(folder / "panels" / f"{name}.prediction.png", prediction, table)
     plots.contact_sheet(folder / "predictions.png", panels, table)
+
+
+def file_name(sample: str) -> str:
+    """A sample's id as the name of a picture: without folders, and short enough for an ending."""
+    if "/" not in sample and len(os.fsencode(sample)) <= MAX_NAME_BYTES:
+        return sample
+    short = os.fsencode(sample.replace("/", "_"))[-MAX_NAME_BYTES // 2 :].decode(errors="replace")
+    return f"{hashlib.sha256(sample.encode()).hexdigest()[:8]}-{short}"
 
 
 def _result(

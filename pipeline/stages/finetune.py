@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fcn.images import AS_STORED, InputRule
 from fcn.nets import FCN
 from fcn.weights import save_net
 from pipeline import signals
@@ -37,6 +38,8 @@ class FinetuneInputs:
     """Folder of the transplant whose receipt must hold; None for scratch and later phases."""
     rows: Mapping[Split, Sequence[int]] = field(default_factory=dict)
     """Number of rows of each shard, by split, where they are known without opening any."""
+    input: InputRule = AS_STORED
+    """How the images were read; kept with the net."""
 
     def steps(self, recipe: Recipe) -> int:
         """Optimiser steps to the end of the phase."""
@@ -78,10 +81,12 @@ def run(
         raise asked.error(
             f"after step {done} of {num_steps}, which is in a checkpoint; the same command goes on"
         )
-    return publish(recipe, store, key, inputs.phase.stride, last)
+    return publish(recipe, store, key, inputs.phase.stride, last, inputs.input)
 
 
-def publish(recipe: Recipe, store: Store, key: str, stride: Stride, last: Path) -> TrainedNet:
+def publish(
+    recipe: Recipe, store: Store, key: str, stride: Stride, last: Path, rule: InputRule
+) -> TrainedNet:
     """Publish the best net of a checkpoint, with its classes and the history of its training."""
     best = read_best(last)
     assert best is not None
@@ -89,6 +94,9 @@ def publish(recipe: Recipe, store: Store, key: str, stride: Stride, last: Path) 
     with store.publish("nets", key, facts) as draft:
         net = FCN(blueprint(recipe, stride))
         net.load_state_dict(best.weights)
-        save_net(draft, net, classes=asdict(recipe.data.class_table()), recipe=recipe.name)
+        about = {"classes": asdict(recipe.data.class_table()), "recipe": recipe.name}
+        if rule != AS_STORED:
+            about["input"] = asdict(rule)
+        save_net(draft, net, **about)
         shutil.copy(last / HISTORY, draft / HISTORY)
     return TrainedNet(folder=draft, steps=best.step, metrics=best.metrics)

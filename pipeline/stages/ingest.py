@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import ray
 
-from fcn.labels import ClassTable
+from fcn.images import AS_STORED, InputRule
+from fcn.labels import NO_RULE, VOID, ClassTable
 from pipeline import cluster
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Split
-from pipeline.data.check import Facts, check_samples
+from pipeline.data.check import Facts, Rules, check_samples, find_range
 from pipeline.data.shards import Row, write_shard
 from pipeline.data.sources import Rejected, Sample, Source, open_source
 from pipeline.errors import DataError
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 SHARD_ROWS = 64
 """Samples in a shard, and in a task."""
+QUARANTINED_FRAC = 0.01
+MANY_QUARANTINED = 3
+"""So many rejected samples never stop an ingest, unless the recipe says so: 1 in 36 is more than 1 %."""
 RANK: dict[Split, int] = {"test": 0, "val": 1, "train": 2}
 """Of an image that is in two splits, the copy in the split of the lower rank stays."""
 
@@ -65,11 +69,11 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
     manifest: dict[str, object] = {}
     with store.publish("datasets", fingerprint, manifest) as draft:
         parts = [store.stage_file(draft, name) for name in names]
-        shards, objects = _write_shards(recipe, source, chunks, parts)
+        rules = Rules(_input_rule(recipe, source, chunks), recipe.data.label_rule())
+        shards, objects = _write_shards(recipe, rules, source, chunks, parts)
         rejected += [r for shard in shards for r in shard.rejected]
         _write_quarantine(draft / "quarantine.csv", rejected)
-        num_classes = len(recipe.data.class_table())
-        dataset = _describe(draft, shards, num_classes, rejected)
+        dataset = _describe(draft, shards, rules, rejected)
         if complaint := _complaint(recipe, dataset, rejected):
             table_path = store.cache / "datasets" / f"{fingerprint}.quarantine.csv"
             shutil.copy(draft / "quarantine.csv", table_path)
@@ -92,7 +96,11 @@ def _chunks(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 
 
 def _write_shards(
-    recipe: Recipe, source: Source, chunks: Sequence[list[Sample]], parts: Sequence[StagedFile]
+    recipe: Recipe,
+    rules: Rules,
+    source: Source,
+    chunks: Sequence[list[Sample]],
+    parts: Sequence[StagedFile],
 ) -> tuple[list[Shard], dict[str, Any]]:
     """Shards in the order of the chunks, and what the manifest must say of their files.
 
@@ -105,7 +113,7 @@ def _write_shards(
     order = sorted(range(len(chunks)), key=lambda i: RANK[chunks[i][0].split])
 
     def submit(i: int) -> Any:  # noqa: ANN401 - Ray's references
-        return check.remote(source_ref, chunks[i], table, recipe.data.void_ids)
+        return check.remote(source_ref, chunks[i], rules)
 
     shards: dict[int, Shard] = {}
     seen: dict[str, str] = {}
@@ -125,6 +133,27 @@ def _write_shards(
     return [shards[i] for i in sorted(shards)], {
         k: v for found in objects for k, v in found.items()
     }
+
+
+def _input_rule(recipe: Recipe, source: Source, chunks: Sequence[list[Sample]]) -> InputRule:
+    """The recipe's rule for images, with the train split's range where it asks for that."""
+    rule = recipe.data.input_rule()
+    if recipe.data.range != "auto":
+        return rule
+    task = ray.remote(find_range).options(num_cpus=1, max_retries=3)
+    source_ref = ray.put(source)
+    refs = [task.remote(source_ref, chunk) for chunk in chunks if chunk[0].split == "train"]
+    ranges = [found for found in map(cluster.get, refs) if found]
+    if not ranges:
+        raise DataError(
+            "data.range=auto, but no image of the train split has more than 8 bits a channel; leave "
+            "data.range out"
+        )
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    if not low < high:
+        raise DataError(f"data.range=auto, but all values of the train split are {low:g}")
+    log.info("data.range=auto: the images of the train split hold values from %g to %g", low, high)
+    return replace(rule, range=(low, high))
 
 
 def _in_flight(submit: Callable[[int], Any], items: Iterable[int]) -> Iterator[tuple[int, Any]]:
@@ -165,17 +194,21 @@ def _doubles(split: Split, facts: Sequence[Facts], seen: dict[str, str]) -> dict
 
 
 def _describe(
-    folder: Path, shards: Sequence[Shard], num_classes: int, rejected: Sequence[Rejected]
+    folder: Path, shards: Sequence[Shard], rules: Rules, rejected: Sequence[Rejected]
 ) -> Dataset:
     files: dict[Split, list[str]] = {}
     counts: dict[Split, int] = {}
     class_px: dict[Split, list[int]] = {}
-    content = hashlib.sha256()
+    void_px: Counter[Split] = Counter()
+    notes: Counter[str] = Counter()
+    content = hashlib.sha256(repr(rules.image).encode() if rules.image != AS_STORED else b"")
     for shard in shards:
         files.setdefault(shard.split, []).append(shard.file)
         counts[shard.split] = counts.get(shard.split, 0) + len(shard.accepted)
-        total = np.array(class_px.get(shard.split, [0] * num_classes))
+        total = np.array(class_px.get(shard.split, [0] * rules.label.num_classes))
         for row in shard.accepted:
+            void_px[shard.split] += row.void_px
+            notes.update(row.notes)
             total += row.class_px
             content.update(f"{shard.split}/{row.id}/{row.sha256}/{row.label_sha256}/".encode())
         class_px[shard.split] = total.tolist()
@@ -184,6 +217,10 @@ def _describe(
         files=files,
         counts=counts,
         class_px=class_px,
+        void_px=dict(void_px),
+        notes=dict(notes),
+        range=rules.image.range,
+        max_side_px=rules.image.max_side_px,
         rows={shard.file: len(shard.accepted) for shard in shards},
         num_seen=sum(counts.values()) + len(rejected),
         num_quarantined=len(rejected),
@@ -193,16 +230,51 @@ def _describe(
 
 def _complaint(recipe: Recipe, dataset: Dataset, rejected: Sequence[Rejected]) -> str | None:
     """Why the data set is not fit to learn from, None if it is."""
-    limit = recipe.data.max_quarantined_frac
-    if len(rejected) > limit * dataset.num_seen:
+    if undecided := [r for r in rejected if r.reason == NO_RULE]:
+        return f"{_two_readings(recipe, undecided)}\n{_summary(undecided)}"
+    given = recipe.data.max_quarantined_frac
+    limit = (
+        max(1, QUARANTINED_FRAC * dataset.num_seen) if given is None else given * dataset.num_seen
+    )
+    if len(rejected) > (max(limit, MANY_QUARANTINED) if given is None else limit):
+        rule = f"{QUARANTINED_FRAC:.0%} and more than {MANY_QUARANTINED}"
+        rule = rule if given is None else f"data.max_quarantined_frac={given:g}"
         return (
-            f"{len(rejected)} of {dataset.num_seen} samples were rejected, more than "
-            f"data.max_quarantined_frac={limit}: {_summary(rejected)}\n"
-            "Mend the files or the class table, or allow more."
+            f"{len(rejected)} of {dataset.num_seen} samples were rejected, more than {rule}: "
+            f"{_summary(rejected)}\n"
+            "Mend the files or the class table; if the data set is right without them, "
+            "data.max_quarantined_frac allows more."
         )
     if empty := [split for split, n in dataset.counts.items() if n == 0]:
         return f"nothing is left of split {', '.join(empty)}: {_summary(rejected)}"
+    return _nothing_to_tell(recipe, dataset)
+
+
+def _nothing_to_tell(recipe: Recipe, dataset: Dataset) -> str | None:
+    """Whether the labels of a split hold fewer than two classes, in words."""
+    names = recipe.data.class_table().names
+    for split, px in dataset.class_px.items():
+        there = [name for name, n in zip(names, px, strict=True) if n]
+        if len(there) < 2:
+            only = f"of class {there[0]} alone" if there else "void everywhere"
+            return (
+                f"the labels of split {split} are {only}, so nothing can be learned or scored there. "
+                "Look at data.label_map and data.void_ids: what is in the files may mean something "
+                "else than the recipe says"
+            )
     return None
+
+
+def _two_readings(recipe: Recipe, undecided: Sequence[Rejected]) -> str:
+    names = recipe.data.class_table().names
+    rows = list(enumerate(names))
+    as_class = ", ".join(f"{i}: {name}" for i, name in [*rows[:-1], (VOID, names[-1])])
+    return (
+        f"id {VOID} is in the labels of {len(undecided)} samples, and no rule says what it means. Write "
+        "one of these under data:\n"
+        f"  void_ids: [{VOID}]        # where it is, nothing is known: not trained on, not scored\n"
+        f"  label_map: {{{as_class}}}   # it is a class; correct the names"
+    )
 
 
 def _write_quarantine(path: Path, rejected: Sequence[Rejected]) -> None:

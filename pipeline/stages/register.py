@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fcn.weights import class_table, read_about
+from fcn.labels import ClassTable
+from fcn.weights import ABOUT, class_table, describe, read_about
 from pipeline.errors import DataError, PipelineError
 from pipeline.results import Evaluation, Registered
 from pipeline.tracking.registry import ModelRegistry
@@ -75,13 +78,30 @@ class Gate:
         return Decision(decision.promote, f"{decision.reason}, {uri} scored anew on these images")
 
 
+@contextmanager
+def renamed(net: Path, table: ClassTable) -> Iterator[Path]:
+    """A net's folder with the recipe's classes, which may have been renamed since it was trained."""
+    if class_table(read_about(net)) == table:
+        yield net
+        return
+    with tempfile.TemporaryDirectory(prefix="fcn-renamed-") as scratch:
+        folder = Path(scratch)
+        for path in net.iterdir():
+            (folder / path.name).symlink_to(path.absolute())
+        (folder / ABOUT).unlink()
+        (folder / ABOUT).write_text((net / ABOUT).read_text())
+        describe(folder, classes=asdict(table))
+        yield folder
+
+
 def enter(registry: ModelRegistry, run_id: str, model: str, net: Path, scores: Evaluation) -> int:
     """The version of these weights with these scores; a new one if there is none."""
+    about = read_about(net)
     tags = {
         "mean_iu": repr(scores.mean_iu),
         "pixel_accuracy": repr(scores.pixel_accuracy),
         "num_images": str(scores.num_images),
-        "weights_sha256": read_about(net)["sha256"],
+        "weights_sha256": about["sha256"],
         **scores.measured_on(),
     }
     known = registry.version_with(model, tags)

@@ -92,9 +92,9 @@ def _net_folder(weights: str, recipe: Recipe, store: Store) -> Path:
     if weights.startswith("run:"):
         return run_net(store, weights[4:])
     configure_environment()
-    from pipeline.tracking.registry import open_registry  # noqa: PLC0415 - MLflow takes seconds to import
+    from pipeline.tracking.registry import existing_registry  # noqa: PLC0415 - MLflow takes seconds to import
 
-    return open_registry(recipe.tracking, store.cache).download_net(weights)
+    return existing_registry(recipe.tracking, store.cache).download_net(weights)
 
 
 def _download(enum: str) -> dict[str, Tensor]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import PipelineError, StoreError
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from pipeline.storage.object_store import FULL
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pipeline.storage.object_store import FULL, not_usable
+
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
@@ -27,11 +29,15 @@ class Lock:
 
     def take(self) -> bool:
         """Whether it could be had, without waiting."""
-        self._note.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self._note.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             return False
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise not_usable(self._note.parent.parent, error) from error
         # The note is a courtesy: without room for it one must still be able to make room.
         with contextlib.suppress(OSError):
             self._note.write_text(

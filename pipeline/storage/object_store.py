@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -20,6 +21,8 @@ from pipeline.errors import StoreError
 URI = r"^[a-z][a-z0-9+.-]*://"
 """How the URI of an object store begins."""
 CHUNK_BYTES = 8 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system answers when a disk, a quota or a file is full."""
 FLAT = ("s3", "gcs", "abfs")
 """File systems in which folders are only a part of names; elsewhere they have to be made."""
 
@@ -38,6 +41,15 @@ class Entry(NamedTuple):
     size_bytes: int
     changed_s: float
     """When it was written, in seconds since 1970."""
+
+
+def not_usable(folder: Path | str, error: OSError) -> StoreError:
+    """What the system says of a folder that should be a store, with a remedy."""
+    words = os.strerror(error.errno) if error.errno else error
+    return StoreError(
+        f"{folder} cannot be used as a store: {words}; set store=... to a "
+        "folder that you may write, or that can be made"
+    )
 
 
 class ObjectStore:
@@ -199,9 +211,11 @@ class ObjectStore:
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            if getattr(self, "local", None) is not None:
+            if getattr(self, "local", None) is None:
+                raise StoreError(
+                    f"{self.uri}: {what}: {error}; see that the bucket is there, and that this machine "
+                    "can reach it and may read and write it"
+                ) from error
+            if not isinstance(error, OSError) or error.errno in FULL:
                 raise
-            raise StoreError(
-                f"{self.uri}: {what}: {error}; see that the bucket is there, and that this machine "
-                "can reach it and may read and write it"
-            ) from error
+            raise not_usable(self.uri, error) from error

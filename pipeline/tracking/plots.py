@@ -25,8 +25,8 @@ def confusion_matrix(path: Path, counts: NDArray[np.int64], table: ClassTable) -
     figure = Figure((size + 1, size), layout="constrained", dpi=110)
     axes = figure.subplots()
     picture = axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(table)), table.names, rotation=60, ha="right")
-    axes.set_yticks(range(len(table)), table.names)
+    axes.set_xticks(range(len(table)), _as_texts(table), rotation=60, ha="right")
+    axes.set_yticks(range(len(table)), _as_texts(table))
     axes.set(xlabel="predicted", ylabel="truth", title="share of each class's pixels")
     for i, j in np.ndindex(*fraction.shape):
         if fraction[i, j] >= 0.005:
@@ -42,7 +42,7 @@ def class_bars(path: Path, scores: Scores, table: ClassTable) -> None:
     axes = figure.subplots()
     values = np.nan_to_num(np.array(scores.class_iu))
     colours = [tuple(c / 255 for c in colour) for colour in table.colours]
-    bars = axes.barh(table.names, values, color=colours, edgecolor="0.3", linewidth=0.6)
+    bars = axes.barh(_as_texts(table), values, color=colours, edgecolor="0.3", linewidth=0.6)
     labels = ["absent" if np.isnan(iu) else f"{iu:.3f}" for iu in scores.class_iu]
     axes.bar_label(bars, labels, padding=3)
     axes.axvline(scores.mean_iu, color="0.3", ls="--", label=f"mean IU {scores.mean_iu:.3f}")
@@ -50,6 +50,11 @@ def class_bars(path: Path, scores: Scores, table: ClassTable) -> None:
     axes.invert_yaxis()
     axes.legend(loc="lower right")
     figure.savefig(path)
+
+
+def _as_texts(table: ClassTable) -> list[str]:
+    """The names as they are, which matplotlib would read as formulas where they hold a dollar."""
+    return [name.replace("$", r"\$") for name in table.names]
 
 
 def curves(path: Path, loss: Mapping[str, Points], mean_iu: Mapping[str, Points]) -> None:
@@ -111,7 +116,7 @@ def contact_sheet(
         for colour in table.colours
     ]
     figure.legend(
-        handles, table.names, loc="lower center", ncols=min(11, len(table)), frameon=False
+        handles, _as_texts(table), loc="lower center", ncols=min(11, len(table)), frameon=False
     )
     figure.savefig(path)
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fcn.images import decode_rgb
 from fcn.inference import predict
 from fcn.labels import palette_picture
-from fcn.weights import class_table, load_net, read_about
+from fcn.weights import class_table, input_rule, load_net, read_about
 
 Label = NDArray[np.uint8]
 
@@ -34,7 +34,8 @@ class Labeller:
         """Build the net and check that its weights are those that were registered."""
         folder = Path(context.artifacts["net"])
         self.net = load_net(folder)
-        self.classes = class_table(read_about(folder))
+        about = read_about(folder)
+        self.classes, self.rule = class_table(about), input_rule(about)
 
     def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> Any:  # noqa: ANN401 - MLflow's own signature
         """Label map (H, W) uint8 of an image; of a list, a list; of a table, base64 PNGs.
@@ -51,8 +52,8 @@ class Labeller:
 
     def _label(self, image: NDArray[np.uint8] | bytes) -> Label:
         if isinstance(image, bytes):
-            image = decode_rgb(image)
-        return predict(self.net, np.asarray(image))
+            image = decode_rgb(image, self.rule)
+        return predict(self.net, np.asarray(image), self.rule)
 
     def _png(self, label: Label) -> str:
         buffer = io.BytesIO()

@@ -168,6 +168,20 @@ def open_registry(spec: TrackingSpec, store: Path) -> ModelRegistry:
     return ModelRegistry(TrackingClient(spec, store))
 
 
+def existing_registry(spec: TrackingSpec, store: Path) -> ModelRegistry:
+    """The registry, where there is one: whoever only asks makes no database in a wrong folder.
+
+    Raises:
+        TrackingError: the store has none.
+    """
+    if spec.uri is None and not (store / "mlflow.db").is_file():
+        raise TrackingError(
+            f"{store} has no mlflow.db, so it has no models; name the store (--store, or store= in the "
+            "recipe) or MLflow (--tracking-uri, or tracking.uri=...)"
+        )
+    return open_registry(spec, store)
+
+
 def pinned(package: str) -> str:
     """NAME==VERSION, without the build that a version may name after a plus (2.11.0+cpu)."""
     return f"{package}=={metadata.version(package).partition('+')[0]}"

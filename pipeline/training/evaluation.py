@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from fcn.inference import scores_at
 from fcn.metrics import Confusion
 from fcn.nets import FCN
 from pipeline.data.loader import MicroBatch, eval_batches
@@ -24,7 +25,8 @@ def count_errors(
     seen = 0
     for batch in batches:
         moved = batch.to(context.device, torch.contiguous_format)
-        confusion.update(moved.label, net(moved.image).argmax(1))
+        scores = scores_at(net(moved.image), moved.label.shape[1:])
+        confusion.update(moved.label, scores.argmax(1))
         seen += len(moved.ids)
     return confusion, seen
 

@@ -107,12 +107,11 @@ def test_a_plan_names_each_step_what_it_needs_and_takes_nothing(tmp_path) -> Non
 def test_predicting_with_a_model_that_is_not_there_is_an_error(tmp_path) -> None:
     picture = tmp_path / "a.png"
     picture.write_bytes(b"no image")
-    done = call(
-        "predict", "run:nobody", str(picture), "-o", str(tmp_path), "--store", str(tmp_path)
-    )
+    out = ["-o", str(tmp_path / "out")]
+    done = call("predict", "run:nobody", str(picture), *out, "--store", str(tmp_path))
     assert done.exit_code == 1
     assert "no finished run of that name" in done.output
-    done = call("predict", str(tmp_path), str(picture), "-o", str(tmp_path))
+    done = call("predict", str(tmp_path), str(picture), *out)
     assert "holds no net" in done.output
 
 

@@ -20,7 +20,7 @@ SPLITS = {"train": 6, "val": 3}
 SETTINGS = [
     "data.splits={train: {images: train, labels: trainannot}, val: {images: val, labels: valannot}}",
     "data.classes=[sky, road, tree]",
-    "data.void_ids=[11]",
+    "data.void_ids=[11, 255]",
     "data.max_quarantined_frac=1",
     "evaluate.split=val",
 ]
@@ -125,6 +125,7 @@ class TestIngest:
 @pytest.mark.usefixtures("local_ray")
 def test_an_image_of_16_bits_is_neither_learned_from_nor_labelled(root, tmp_path) -> None:
     """The same file at both ends; of 600 to 60,000 it would be white by Pillow's clipping."""
+    from fcn.images import AS_STORED
     from fcn.nets import FCN, Blueprint
     from pipeline.tracking.pyfunc_model import Segmenter
 
@@ -135,8 +136,8 @@ def test_an_image_of_16_bits_is_neither_learned_from_nor_labelled(root, tmp_path
     dataset = ingested(root)
     assert quarantined(dataset) == {"deep": "16-bit image"}
     served = Segmenter()
-    served.net = FCN(Blueprint("resnet18", 3, 32))
-    with pytest.raises(ValueError, match=r"16-bit image: .*600 to 60000.* convert"):
+    served.net, served.rule = FCN(Blueprint("resnet18", 3, 32)), AS_STORED
+    with pytest.raises(ValueError, match=r"16-bit image: .*600 to 60000.*data.range"):
         served.predict(None, file.read_bytes())
     eight = io.BytesIO()
     Image.fromarray((grey // 256).astype(np.uint8)).save(eight, "PNG")
@@ -162,3 +163,39 @@ def test_five_images_in_global_batches_of_4_leave_one_value_to_normalise() -> No
     assert smallest == 1
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         torch.nn.BatchNorm2d(8)(torch.ones(smallest, 8, 1, 1))
+
+
+def test_scores_of_a_scaled_split_are_those_of_the_files_in_their_own_size(root, tmp_path) -> None:
+    """What the shards hold smaller is scored as a prediction of the file is, pixel by pixel."""
+    from fcn.images import InputRule, decode_rgb
+    from fcn.inference import predict
+    from fcn.nets import FCN, Blueprint
+    from pipeline.data.check import Rules, check_samples
+    from pipeline.data.loader import eval_batches
+    from pipeline.data.shards import Shards, write_shard
+    from pipeline.data.sources import open_source
+    from pipeline.training.distributed import DistContext
+    from pipeline.training.evaluation import count_errors
+
+    recipe = load_recipe("camvid", [*SETTINGS, f"data.root={root}"])
+    source, table = open_source(recipe), recipe.data.class_table()
+    samples = [sample for sample in source.samples()[0] if sample.split == "val"]
+    rule = InputRule(max_side_px=20)
+    _, rows = check_samples(source, samples, Rules(rule, recipe.data.label_rule()))
+    write_shard(tmp_path / "val.arrow", rows, "val", table)
+    torch.manual_seed(0)
+    net = FCN(Blueprint("resnet18", 3, 8)).eval()
+    for score in net.score.values():
+        torch.nn.init.normal_(score.weight)
+    batches = eval_batches(Shards([tmp_path / "val.arrow"]), range(3), 2, 0)
+    confusion, _ = count_errors(net, batches, DistContext())
+    expected = np.zeros((3, 3), int)
+    for sample in samples:
+        image, label = source.read(sample)
+        prediction = predict(net, decode_rgb(image), rule)
+        truth = cv2.imdecode(np.frombuffer(label, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert prediction.shape == truth.shape
+        valid = truth < 3
+        np.add.at(expected, (truth[valid], prediction[valid]), 1)
+    assert (expected.sum(0) > 0).sum() > 1
+    assert (confusion.counts.numpy() == expected).all()

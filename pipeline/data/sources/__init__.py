@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.config.recipe import Recipe
-from pipeline.data.sources.base import Rejected, Sample, Source
+from pipeline.data.sources.base import Drawn, Rejected, Sample, Source
 from pipeline.data.sources.folder import FolderSource
+from pipeline.data.sources.held_out import HeldOutSource
 from pipeline.data.sources.shapes import ShapesSource
 from pipeline.errors import RecipeError
 
-__all__ = ["READERS", "FolderSource", "Rejected", "Sample", "ShapesSource", "Source", "open_source"]
+__all__ = [
+    "READERS",
+    "Drawn",
+    "FolderSource",
+    "Rejected",
+    "Sample",
+    "ShapesSource",
+    "Source",
+    "open_source",
+]
 
 
 def _open_folders(recipe: Recipe) -> FolderSource:
@@ -23,6 +33,7 @@ READERS: dict[str, Callable[[Recipe], Source]] = {
     "shapes": lambda recipe: ShapesSource(recipe.data.shapes, recipe.seed),
     "folder": _open_folders,
     "voc": _open_folders,
+    "cityscapes": _open_folders,
 }
 """The reader of each layout; what a recipe knows of the layout is in `pipeline/config/data.py`."""
 
@@ -33,4 +44,5 @@ def open_source(recipe: Recipe) -> Source:
     Raises:
         RecipeError: the source has folders, and the recipe does not name their root.
     """
-    return READERS[recipe.data.source](recipe)
+    source = READERS[recipe.data.source](recipe)
+    return HeldOutSource(source, recipe.data.held_out) if recipe.data.held_out else source

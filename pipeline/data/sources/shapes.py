@@ -17,7 +17,7 @@ from fcn.labels import VOID
 from pipeline.config.data import ShapesSpec
 from pipeline.config.schema import Split
 from pipeline.data.sampler import seed_of
-from pipeline.data.shards import encode_label
+from pipeline.data.shards import encode_png
 from pipeline.data.sources.base import Rejected, Sample
 from pipeline.storage.store import fingerprint
 
@@ -50,7 +50,7 @@ class ShapesSource:
         image, label = draw_scene(rng, self.spec.height_px, self.spec.width_px)
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "JPEG", quality=92)
-        return buffer.getvalue(), encode_label(label)
+        return buffer.getvalue(), encode_png(label)
 
     def state(self) -> str:
         """Of the seed; the spec is in the recipe already."""

@@ -16,6 +16,8 @@ FOLDER = (
     "data.source=folder",
     "data.splits={train: {images: a, labels: b}, val: {images: c, labels: d}}",
 )
+CLASSES = ("data.classes=[a, b]", *FOLDER)
+COLOURS = ("data.classes=[{name: a, colour: [0, 0, 9]}, {name: b, colour: [0, 9, 0]}]", *FOLDER)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -63,11 +65,24 @@ def test_all_mistakes_are_told_at_once_with_path_value_and_rule() -> None:
         (["finetune.batch_norm=sync"], "needs cluster.use_gpu=true"),
         (["store=s3:/bucket/x"], "is neither a folder nor a URI such as s3://bucket/prefix"),
         (["store=s3://key:secret@bucket/x"], "store holds credentials"),
-        (["data.classes=[a, b]"], "shapes has its own table"),
+        (["data.classes=[a, b]"], "shapes has its own class table"),
         (["name=a b"], "name="),
         (["data.classes=[a, b, a]", *FOLDER], "class name 'a' is given twice"),
-        (["data.source=coco"], "source=coco is no layout; known are shapes, folder, voc"),
+        (["data.source=tfds"], "source=tfds is no layout; known are shapes, folder, voc"),
         (["data.source=folder", "data.classes=[a, b]"], "splits lacks train, val"),
+        (["data.held_out={val: 0.2}", *CLASSES], "held_out makes val, which splits names too"),
+        (["data.held_out={val: 0.5, test: 0.5}", *CLASSES], "leave some to train on"),
+        (["data.held_out={val: 0.2, group: '('}", *CLASSES], "no regular expression"),
+        (["data.label_map={0: a, 1: c}", *CLASSES], "gives 1 to c, which is no class"),
+        (["data.label_map={red: a, 1: b}", *CLASSES], "has a row red; with label_kind=ids"),
+        (["data.void_ids=[1]", *CLASSES], "void_ids=[1] holds [1], which are ids of classes"),
+        (["data.label_kind=colours", *CLASSES], "label_kind=colours, but a, b has no colour"),
+        (
+            ["data.label_kind=colours", "data.label_map={'1,2': void}", *COLOURS],
+            "has a row 1,2; with label_kind=colours, rows are r,g,b or #rrggbb",
+        ),
+        (["data.range=[4, 4]", *CLASSES], "range=[4.0, 4.0]; write the value of black"),
+        ([*CLASSES, "data.source=labelme"], "unlabelled is missing"),
         (
             ["data.source=voc", "evaluate.split=test"],
             "not among the data set's splits (train, val)",

@@ -1,5 +1,7 @@
 """Micro-batches are the same whoever loads them; images are evaluated whole and once each."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from fcn.labels import VOID
 from pipeline.config.schema import AugmentSpec
 from pipeline.data.loader import TrainDataset, eval_batches, train_batches
 from pipeline.data.sampler import BatchSchedule, MicroBatchSpec
-from pipeline.data.shards import Row, Shards, encode_label, write_shard
+from pipeline.data.shards import Row, Shards, encode_png, pixels_sha256, write_shard
 from tests.conftest import tiny
 
 SPEC = AugmentSpec(crop_px=(32, 40), scale=(0.75, 1.5), jitter=0.2)
@@ -75,14 +77,19 @@ def test_a_sample_is_cropped_anew_in_every_epoch(tiny_shards) -> None:
     assert one.label.shape == (1, 32, 40)
 
 
+def sha256(encoded: bytes) -> str:
+    return hashlib.sha256(encoded).hexdigest()
+
+
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Shards:
     """Images of two sizes in turns of different lengths."""
     sizes = [(6, 4), (6, 4), (6, 4), (5, 5), (6, 4), (5, 5), (5, 5)]
-    label = [encode_label(np.full(size, i, np.uint8)) for i, size in enumerate(sizes)]
+    label = [encode_png(np.full(size, i, np.uint8)) for i, size in enumerate(sizes)]
     rows = [
-        Row(f"{i}", label[i], label[i], *size, 0, [0] * 5, "", "", "", "")
+        Row(f"{i}", label[i], label[i], *size, *size, 0, [0] * 5, "", sha256(label[i]), "", ids)
         for i, size in enumerate(sizes)
+        for ids in [pixels_sha256(np.full(size, i, np.uint8))]
     ]
     path = tmp_path_factory.mktemp("mixed") / "val.arrow"
     write_shard(path, rows, "val", tiny().data.class_table())

@@ -35,7 +35,7 @@ def test_how_a_split_is_cut_into_files_changes_nothing(cut, tiny_shards) -> None
         assert len(shards) == len(rows) == 22
         for index in range(22):
             assert shards.id(index) == tiny_shards["train"].id(index)
-            assert shards.size_px(index) == (48, 64)
+            assert shards.size_px(index) == (48, 64, 48, 64)
             for one, other in zip(
                 shards.image_label(index), tiny_shards["train"].image_label(index), strict=True
             ):

@@ -21,6 +21,7 @@ from pipeline.cli import main
 from pipeline.config.recipe import load_recipe
 from pipeline.errors import ClusterError, RecipeError
 from pipeline.ops import submit
+from pipeline.ops.package import EXCLUDES, is_excluded
 
 ROOT = Path(__file__).parents[3]
 KEPT = [
@@ -160,7 +161,7 @@ def test_links_stay_here_and_are_named(tmp_path, server, caplog, with_code) -> N
 
 def test_rayignore_makes_a_plain_ray_job_submit_leave_out_the_same(tmp_path, server) -> None:
     lines = (ROOT / ".rayignore").read_text().splitlines()
-    assert tuple(line for line in lines if line and line[0] != "#") == submit.EXCLUDES
+    assert tuple(line for line in lines if line and line[0] != "#") == EXCLUDES
     folder = plant(tmp_path / "work", *KEPT, *SECRET, *LARGE)
     (folder / ".rayignore").write_text("\n".join(lines))
     JobSubmissionClient(server.address).submit_job(
@@ -249,7 +250,7 @@ def test_what_is_excluded_is_what_ray_leaves_out(tmp_path, server) -> None:
     names = [*KEPT, *SECRET, *LARGE, "a/store/b", "a/build/c", "x_cache", ".x_cache/d", "env"]
     folder = plant(tmp_path / "work", *names)
     files = sent(server, send(server, folder)["working_dir"])
-    assert files == sorted(name for name in names if not submit.is_excluded(Path(name)))
+    assert files == sorted(name for name in names if not is_excluded(Path(name)))
 
 
 def test_overrides_reach_the_job_whatever_they_hold() -> None:

@@ -60,7 +60,7 @@ def test_what_is_wrong_is_quarantined_with_its_reason(folder_recipe, tmp_path) -
     encoded = (root / "train" / "cut.png").read_bytes()
     (root / "train" / "cut.png").write_bytes(encoded[: len(encoded) // 2])
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "trainannot" / "small.png")
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "trainannot" / "rgb.png")
+    Image.new("RGB", (30, 20), (1, 0, 0)).save(root / "trainannot" / "rgb.png")
     Image.fromarray(np.full((20, 30), 7, np.uint8)).save(root / "trainannot" / "wild.png")
     (root / "trainannot" / "notlabel.png").write_bytes(b"nothing")
     twin = (root / "train" / "train0.png").read_bytes()
@@ -82,8 +82,8 @@ def test_what_is_wrong_is_quarantined_with_its_reason(folder_recipe, tmp_path) -
         "alone": "missing partner",
     }
     assert found["small"][1] == "image is 30x20 px, label 9x9"
-    assert found["wild"][1] == "ids [7] in a table of 3 classes (0..2)"
-    assert "3 channels; a label map has one" in found["rgb"][1]
+    assert found["wild"][1] == "ids 7 (600 px); the ids of the 3 classes are 0..2"
+    assert "data.label_kind=colours" in found["rgb"][1]
     assert dataset.counts == {"train": 6, "val": 2}
     assert dataset.num_seen == 16
     assert len(Shards(dataset.paths("train"))) == 6
@@ -97,10 +97,10 @@ def test_too_much_quarantined_fails_with_the_first_reasons_and_publishes_nothing
         tmp_path / "data" / "trainannot" / "train0.png"
     )
     with pytest.raises(DataError) as caught:
-        run(folder_recipe, tmp_path)
+        run(folder_recipe, tmp_path, "data.max_quarantined_frac=0.01")
     text = str(caught.value)
     assert "1 of 8 samples were rejected, more than data.max_quarantined_frac=0.01" in text
-    assert "train/train0: unknown class: ids [9]" in text
+    assert "train/train0: unknown class: ids 9" in text
     assert (tmp_path / "store" / "datasets" / "key.quarantine.csv").is_file()
     assert Store(tmp_path / "store").published("datasets", "key") is None
     assert not list((tmp_path / "store" / "datasets").rglob("*.arrow"))
@@ -130,12 +130,72 @@ def test_copies_are_found_across_shards_and_encodings_before_anything_is_written
     assert len(written) == len(dataset.rows)
 
 
-def test_a_sample_that_a_list_names_twice_counts_once(folder_recipe, tmp_path) -> None:
-    (tmp_path / "data" / "list.txt").write_text("train1\ntrain0\ntrain1\n")
-    overrides = ["data.splits.train.list=list.txt", "data.max_quarantined_frac=1"]
-    dataset = run(folder_recipe, tmp_path, *overrides)
-    assert dataset.counts["train"] == 2
-    assert quarantine(dataset) == {"train1": ("duplicate", "same pixels as train/train1")}
+@pytest.mark.parametrize(("wrong", "stops"), [(3, False), (4, True)])
+def test_a_few_faulty_files_do_not_stop_a_small_data_set(
+    folder_recipe, tmp_path, wrong, stops
+) -> None:
+    for i in range(wrong):
+        (tmp_path / "data" / "trainannot" / f"train{i}.png").write_bytes(b"nothing")
+    if stops:
+        with pytest.raises(DataError, match="4 of 8 samples were rejected, more than 1% and more"):
+            run(folder_recipe, tmp_path)
+    else:
+        assert run(folder_recipe, tmp_path).num_quarantined == wrong
+
+
+def test_255_without_a_rule_stops_with_the_two_readings(folder_recipe, tmp_path) -> None:
+    for path in (tmp_path / "data" / "trainannot").iterdir():
+        label = np.asarray(Image.open(path)).copy()
+        label[0] = 255
+        Image.fromarray(label).save(path)
+    with pytest.raises(DataError) as caught:
+        run(folder_recipe, tmp_path, "data.max_quarantined_frac=1")
+    text = str(caught.value)
+    assert "void_ids: [255]" in text
+    assert "label_map: {0: sky, 1: road, 255: tree}" in text
+    assert run(folder_recipe, tmp_path, "data.void_ids=[11, 255]").num_quarantined == 0
+
+
+@pytest.mark.parametrize(
+    ("label_map", "words"),
+    [
+        ("{0: void, 1: void, 2: void}", "void everywhere"),
+        ("{0: sky, 1: sky, 2: sky}", "of class sky alone"),
+    ],
+)
+def test_labels_that_tell_nothing_stop_the_ingest(
+    folder_recipe, tmp_path, label_map, words
+) -> None:
+    with pytest.raises(DataError, match=f"split (train|val) are {words}"):
+        run(folder_recipe, tmp_path, f"data.label_map={label_map}")
+
+
+def test_black_and_white_masks_become_two_classes_by_a_map(folder_recipe, tmp_path) -> None:
+    for split in ("train", "val"):
+        for path in (tmp_path / "data" / f"{split}annot").iterdir():
+            label = np.zeros_like(np.asarray(Image.open(path)))
+            label[:, ::2] = 255
+            Image.fromarray(label).save(path)
+    overrides = ["data.classes=[ground, crack]", "data.void_ids=[]"]
+    dataset = run(folder_recipe, tmp_path, *overrides, "data.label_map={0: ground, 255: crack}")
+    assert dataset.class_px["val"] == [sum(dataset.class_px["val"]) // 2] * 2
+    assert dataset.void_px == {"train": 0, "val": 0}
+
+
+def test_the_range_of_16_bit_images_is_found_in_the_train_split(folder_recipe, tmp_path) -> None:
+    for split, high in (("train", 3000), ("val", 4000)):
+        for path in (tmp_path / "data" / split).iterdir():
+            size = Image.open(path).size
+            grey = np.linspace(1000, high, size[0] * size[1]).reshape(size[::-1])
+            noise = np.random.default_rng(int(path.stem[-1])).integers(0, 9, grey.shape)
+            noise[0] = 0
+            Image.fromarray((grey + noise).clip(1000, high).astype(np.uint16)).save(path)
+    with pytest.raises(DataError, match=r"16-bit image.*data\.range=auto"):
+        run(folder_recipe, tmp_path)
+    dataset = run(folder_recipe, tmp_path, "data.range=auto")
+    assert dataset.range == (1000, 3000)
+    image, _ = Shards(dataset.paths("val")).image_label(0)
+    assert (image[-1] == 255).all()
 
 
 names = st.lists(st.tuples(st.sampled_from(["test", "val", "train"]), st.integers(0, 5)))
@@ -152,7 +212,7 @@ def test_of_each_picture_the_first_of_the_most_evaluated_split_stays(samples, ch
         mine = [picture for s, picture in ordered if s == split]
         for start in range(0, len(mine), chunk):
             facts = [
-                Facts(f"{start + n}", "", "", str(picture), "", [])
+                Facts(f"{start + n}", "", "", str(picture), "", [], 1, 1, 0, 0, {})
                 for n, picture in enumerate(mine[start : start + chunk])
             ]
             found = ingest._doubles(split, facts, seen)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from fcn.labels import ClassTable
-from fcn.nets import FCN
-from fcn.weights import save_net
+from fcn.nets import FCN, Blueprint
+from fcn.weights import class_table, load_net, read_about, save_net
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import TrackingError
 from pipeline.results import Evaluation
-from pipeline.stages.register import Gate, decide, enter
+from pipeline.stages.register import Gate, decide, enter, renamed
 from pipeline.tracking.registry import ModelRegistry, open_registry
 from pipeline.training.model import blueprint
 from tests.conftest import tiny
@@ -169,3 +169,20 @@ def test_of_many_promotions_at_once_the_best_is_champion(tmp_path) -> None:
     assert champion[0] == versions[0.8]
     verdict = registry.client.get_model_version("m", str(versions[0.8])).tags["gate"]
     assert "0.8000" in verdict
+
+
+def test_a_renamed_class_makes_another_version_with_the_new_name(tmp_path) -> None:
+    old = ClassTable(("sky", "road"), ((0, 0, 0), (1, 1, 1)))
+    new = ClassTable(("sky", "street"), ((0, 0, 0), (1, 1, 1)))
+    save_net(tmp_path / "net", FCN(Blueprint("resnet18", 2, 32)), classes=asdict(old))
+    registry = open_registry(TrackingSpec(), tmp_path / "mlflow")
+    run_id = registry.tracking.open_run("flow", "key")
+    versions = []
+    for table in (old, old, new):
+        with renamed(tmp_path / "net", table) as folder:
+            versions.append(enter(registry, run_id, "demo", folder, scored(0.5, table.names)))
+    assert versions == [1, 1, 2]
+    registered = registry.download_net("models:/demo/2")
+    assert class_table(read_about(registered)) == new
+    load_net(registered)
+    assert class_table(read_about(tmp_path / "net")) == old

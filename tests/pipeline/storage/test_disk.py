@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.data.check import check_samples
+from pipeline.data.check import Rules, check_samples
 from pipeline.data.shards import write_shard
 from pipeline.data.sources import open_source
 from pipeline.errors import StoreError
@@ -39,7 +39,8 @@ def write_shards(folder: Path) -> None:
     source = open_source(recipe)
     samples = [s for s in source.samples()[0] if s.split == "train"]
     table = recipe.data.class_table()
-    _, rows = check_samples(source, samples, table, ())
+    rules = Rules(recipe.data.input_rule(), recipe.data.label_rule())
+    _, rows = check_samples(source, samples, rules)
     write_shard(folder / "train.arrow", rows, "train", table)
 
 
