@@ -251,6 +251,34 @@ def download(name: str, folder: Path) -> None:
 @main.command()
 @recipe_arguments
 @click.option(
+    *("--to", "kind"),
+    required=True,
+    type=click.Choice(["parquet", "folder"]),
+    help="Parquet files as Hugging Face has them, or folders of images and label maps.",
+)
+@click.option(
+    *("-o", "--output"),
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder to write to; it must be empty or not there.",
+)
+def export_data(recipe: str, overrides: tuple[str, ...], kind: Any, output: Path) -> None:  # noqa: ANN401 - click's
+    """Write the data set as it was understood: what was accepted, labels as class ids, void as 255.
+
+    Writes a recipe.yaml that reads the copy again. What is not ingested yet is ingested first.
+    """
+    from pipeline.logs import configure_logging
+    from pipeline.ops.export_data import export_data
+
+    configure_logging(logging.INFO)
+    data = export_data(_load(recipe, overrides), kind, output)
+    counts = ", ".join(f"{n} {split}" for split, n in data.counts.items())
+    click.echo(f"{output}: {counts} images as {kind}; {output / 'recipe.yaml'} reads them again")
+
+
+@main.command()
+@recipe_arguments
+@click.option(
     "--faults",
     default="worker,driver,node",
     show_default=True,

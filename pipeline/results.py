@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -12,6 +13,15 @@ from pipeline.errors import DataError
 
 RECEIPT = "receipt.json"
 """The file beside a net that lists what became of every pretrained tensor."""
+QUARANTINE, REPORT = "quarantine.csv", "report.html"
+"""The files beside a data set's shards: the samples that were rejected, and the page for its reader."""
+
+
+class Doubt(BaseModel):
+    """What may be wrong with a data set, in words, with numbers and what to do."""
+
+    level: Literal["warning", "note"]
+    text: str
 
 
 class Dataset(BaseModel):
@@ -32,6 +42,7 @@ class Dataset(BaseModel):
     num_quarantined: int
     digest: str
     """Hash of the content of all accepted samples, in order."""
+    doubts: list[Doubt] = []
 
     def input_rule(self) -> InputRule:
         """How the images were read, and have to be read for a net that learned from them."""
@@ -91,6 +102,8 @@ class Evaluation(BaseModel):
     frequency_weighted_iu: float
     class_iu: dict[str, float | None]
     """None if the class is nowhere in the split and was never predicted."""
+    absent: list[str]
+    """Classes that are nowhere in the labels of the split: no accuracy, and an IU of 0 or none."""
 
     def metrics(self) -> dict[str, float]:
         """All scores by name, for tracking; classes without an IU are left out."""

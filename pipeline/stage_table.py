@@ -14,7 +14,15 @@ from pydantic import BaseModel
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import PhaseSpec
-from pipeline.results import Dataset, Evaluation, Registered, TrainedNet, Transplanted
+from pipeline.results import (
+    QUARANTINE,
+    REPORT,
+    Dataset,
+    Evaluation,
+    Registered,
+    TrainedNet,
+    Transplanted,
+)
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -169,7 +177,7 @@ STAGES = {
         Stage(
             *("ingest", "datasets", 3, _ingest_reads, _run_ingest, Dataset),
             help="Check every sample of the data set and write the accepted ones as Arrow shards.",
-            files=("quarantine.csv",),  # shards stay where they are until somebody reads them
+            files=(QUARANTINE, REPORT),  # shards stay where they are until somebody reads them
         ),
         Stage(
             *("transplant", "weights", 2, _transplant_reads, _run_transplant, Transplanted),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.data.check import Rules, check_samples
 from pipeline.data.shards import Shards, write_shard
 from pipeline.data.sources import open_source
+from pipeline.results import Dataset
 from tests.s3 import BUCKET, S3
 
 settings.register_profile(
@@ -54,6 +56,25 @@ def tiny_shards(tmp_path_factory) -> dict[str, Shards]:
         write_shard(path, check_samples(source, mine, rules)[1], split, table)
         shards[split] = Shards([path])
     return shards
+
+
+def a_dataset(folder: Path = Path("data"), **changes: Any) -> Dataset:
+    """A data set of two classes and two splits about which there is no doubt."""
+    facts: dict[str, Any] = {
+        "folder": folder,
+        "files": {"train": ["a.arrow"], "val": ["b.arrow"]},
+        "counts": {"train": 3, "val": 2},
+        "class_px": {"train": [3000, 1000], "val": [500, 500]},
+        "void_px": {"train": 1000, "val": 0},
+        "notes": {},
+        "range": None,
+        "max_side_px": None,
+        "rows": {"a.arrow": 3, "b.arrow": 2},
+        "num_seen": 6,
+        "num_quarantined": 1,
+        "digest": "0123456789abcdef" * 2,
+    }
+    return Dataset.model_validate(facts | changes)
 
 
 def write_pair(root: Path, split: str, name: str, label: np.ndarray, seed: int = 0) -> None:

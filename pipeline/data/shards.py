@@ -115,7 +115,7 @@ class Shards:
 
     def _table(self, shard: int) -> pa.Table:
         if shard not in self._tables:
-            self._tables[shard] = _open(self.files[shard])
+            self._tables[shard] = open_shard(self.files[shard])
         return self._tables[shard]
 
     @cached_property
@@ -144,14 +144,19 @@ class Shards:
 
     def image_label(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Image (H, W, 3) and label (h, w), both uint8; sizes differ where the image was scaled."""
-        return (
-            decode_rgb(self._cell(index, "image")),
-            decode_ids(self._cell(index, "label")).astype(np.uint8, copy=False),
-        )
+        return decode_rgb(self._cell(index, "image")), self.label(index)
+
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """Class ids (h, w) uint8 of the label map alone, void = 255."""
+        return decode_ids(self._cell(index, "label")).astype(np.uint8, copy=False)
 
 
-def _open(file: File) -> pa.Table:
-    """A file's columns, memory-mapped."""
+def open_shard(file: File) -> pa.Table:
+    """A file's columns, memory-mapped.
+
+    Raises:
+        DataError: it is damaged.
+    """
     try:
         return pa.ipc.open_file(pa.memory_map(str(localize(file)))).read_all()
     except (OSError, pa.ArrowInvalid) as error:

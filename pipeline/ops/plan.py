@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config.recipe import Recipe
@@ -15,7 +16,7 @@ from pipeline.config.schema import ClusterSpec, PhaseSpec
 from pipeline.data.sources import open_source
 from pipeline.errors import ClusterError
 from pipeline.flow import Flow, Report
-from pipeline.results import RECEIPT
+from pipeline.results import RECEIPT, REPORT, Dataset, Evaluation
 
 
 def plan_rows(recipe: Recipe) -> Iterator[tuple[str, str, str, str, str]]:
@@ -119,6 +120,8 @@ def closing_lines(report: Report) -> Iterator[str]:
     if all(how == "unchanged" for _, how, _ in report.steps):
         yield "[bold]nothing changed, so nothing was computed again[/]"
     results = report.results
+    if data := results.get("ingest"):
+        yield _data_line(data)
     if done := results.get("transplant"):
         yield (
             f"transplant       {done.copied} tensors copied, {done.reshaped} reshaped, "
@@ -126,16 +129,32 @@ def closing_lines(report: Report) -> Iterator[str]:
             f"greatest difference {done.max_difference:.1e} (at most {done.tolerance:.0e})"
         )
     if scores := results.get("evaluate"):
-        yield (
-            f"{scores.split} of {scores.num_images} images: [bold]mean IU {scores.mean_iu:.4f}[/], "
-            f"pixel accuracy {scores.pixel_accuracy:.4f}, mean accuracy {scores.mean_accuracy:.4f}, "
-            f"f.w. IU {scores.frequency_weighted_iu:.4f}"
-        )
-        yield f"pictures         {_short(scores.folder / 'predictions.png')}"
+        yield from _score_lines(scores)
     if version := results.get("register"):
         yield f"model            {version.sentence()}"
     if report.tracking:
         yield f"tracked in       mlflow ui --backend-store-uri {report.tracking}"
+
+
+def _data_line(data: Dataset) -> str:
+    doubts = sum(doubt.level == "warning" for doubt in data.doubts)
+    found = f", {doubts} doubt{'s' * (doubts > 1)}" if doubts else ""
+    return f"data report      {_short(data.folder / REPORT)}{found}"
+
+
+def _score_lines(scores: Evaluation) -> Iterator[str]:
+    yield (
+        f"{scores.split} of {scores.num_images} images: [bold]mean IU {scores.mean_iu:.4f}[/], "
+        f"pixel accuracy {scores.pixel_accuracy:.4f}, mean accuracy {scores.mean_accuracy:.4f}, "
+        f"f.w. IU {scores.frequency_weighted_iu:.4f}"
+    )
+    if scores.absent:
+        words = [
+            name if scores.class_iu[name] is None else f"{name} (predicted, so its IU is 0)"
+            for name in scores.absent
+        ]
+        yield f"not in the split {escape(', '.join(words))}"
+    yield f"pictures         {_short(scores.folder / 'predictions.png')}"
 
 
 def _short(path: Path) -> str:

@@ -42,17 +42,17 @@ def run(recipe: Recipe, store: Store, key: str, net: StoredFile, shards: Shards)
         drawing = ray.remote(_drawn).options(**task_options(recipe.cluster))
         drawn = drawing.remote(recipe, net, shards)
         confusion = _count(recipe, net, shards)
-        scores = confusion.scores()
-        counts = confusion.counts.numpy()
+        scores, counts = confusion.scores(), confusion.counts.numpy()
+        absent = [name for name, n in zip(table.names, counts.sum(1), strict=True) if not n]
         (draft / "confusion.json").write_text(
             json.dumps({"classes": table.names, "counts": counts.tolist()})
         )
         plots.confusion_matrix(draft / "confusion.png", counts, table)
-        plots.class_bars(draft / "classes.png", scores, table)
+        plots.class_bars(draft / "classes.png", scores, table, absent)
         for name, content in cluster.get(drawn).items():
             (draft / name).parent.mkdir(exist_ok=True)
             (draft / name).write_bytes(content)
-        result = _result(recipe, draft, len(shards), scores)
+        result = _result(recipe, draft, len(shards), scores, absent)
         manifest |= result.model_dump(mode="json")
     return result
 
@@ -121,7 +121,9 @@ def draw(recipe: Recipe, net_folder: Path, shards: Shards, folder: Path) -> None
     plots.contact_sheet(folder / "predictions.png", panels, table)
 
 
-def _result(recipe: Recipe, folder: Path, num_images: int, scores: Scores) -> Evaluation:
+def _result(
+    recipe: Recipe, folder: Path, num_images: int, scores: Scores, absent: list[str]
+) -> Evaluation:
     names = recipe.data.class_table().names
     known = (None if np.isnan(iu) else iu for iu in scores.class_iu)
     return Evaluation(
@@ -129,5 +131,6 @@ def _result(recipe: Recipe, folder: Path, num_images: int, scores: Scores) -> Ev
         split=recipe.evaluate.split,
         num_images=num_images,
         class_iu=dict(zip(names, known, strict=True)),
+        absent=absent,
         **scores.summary(),
     )

@@ -26,11 +26,13 @@ from pipeline import cluster
 from pipeline.config.recipe import Recipe
 from pipeline.config.schema import Split
 from pipeline.data.check import Facts, Rules, check_samples, find_range
+from pipeline.data.doubts import find_doubts, near_duplicates
+from pipeline.data.report import Written, facts_by_split, gather, page
 from pipeline.data.shards import Row, write_shard
 from pipeline.data.sources import Rejected, Sample, Source, open_source
 from pipeline.errors import DataError
 from pipeline.logs import progress_bar
-from pipeline.results import Dataset
+from pipeline.results import QUARANTINE, REPORT, Dataset
 from pipeline.storage.store import OBJECTS, StagedFile, Store
 
 log = logging.getLogger(__name__)
@@ -71,12 +73,15 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
         rules = Rules(_input_rule(recipe, source, chunks), recipe.data.label_rule())
         shards, objects = _write_shards(recipe, rules, source, chunks, parts)
         rejected += [r for shard in shards for r in shard.rejected]
-        _write_quarantine(draft / "quarantine.csv", rejected)
+        _write_quarantine(draft / QUARANTINE, rejected)
         dataset = _describe(draft, shards, rules, rejected)
+        written = [Written(p, s.split, s.accepted) for p, s in zip(parts, shards, strict=True)]
+        dataset = _look_over(recipe, dataset, written, rejected)
         if complaint := _complaint(recipe, dataset, rejected):
-            table_path = store.cache / "datasets" / f"{fingerprint}.quarantine.csv"
-            shutil.copy(draft / "quarantine.csv", table_path)
-            raise DataError(f"{complaint}\nAll of them are listed in {table_path}")
+            kept = [store.cache / "datasets" / f"{fingerprint}.{n}" for n in (QUARANTINE, REPORT)]
+            for path in kept:
+                shutil.copy(draft / path.name.removeprefix(f"{fingerprint}."), path)
+            raise DataError(f"{complaint}\nAll of them are listed in {kept[0]}, see also {kept[1]}")
         manifest |= dataset.model_dump(mode="json") | ({OBJECTS: objects} if objects else {})
     log.info(
         "ingested %d images (%s), %d quarantined",
@@ -84,6 +89,8 @@ def run(recipe: Recipe, store: Store, fingerprint: str) -> Dataset:
         ", ".join(f"{n} {split}" for split, n in dataset.counts.items()),
         dataset.num_quarantined,
     )
+    for doubt in dataset.doubts:
+        log.log(logging.WARNING if doubt.level == "warning" else logging.INFO, "%s", doubt.text)
     return dataset
 
 
@@ -225,6 +232,20 @@ def _describe(
         num_quarantined=len(rejected),
         digest=content.hexdigest()[:32],
     )
+
+
+def _look_over(
+    recipe: Recipe, dataset: Dataset, written: Sequence[Written], rejected: Sequence[Rejected]
+) -> Dataset:
+    """The data set with its doubts, and its report beside it, drawn where the shards can be read."""
+    facts = facts_by_split(written)
+    pairs = near_duplicates(facts)
+    doubts = find_doubts(dataset, recipe.data.class_table().names, facts, pairs)
+    dataset = dataset.model_copy(update={"doubts": doubts})
+    content = gather(recipe, dataset, written, pairs, rejected)
+    text = cluster.get(ray.remote(page).options(num_cpus=1, max_retries=3).remote(content))
+    (dataset.folder / REPORT).write_text(text, encoding="utf-8")
+    return dataset
 
 
 def _complaint(recipe: Recipe, dataset: Dataset, rejected: Sequence[Rejected]) -> str | None:

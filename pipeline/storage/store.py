@@ -93,6 +93,18 @@ class StagedFile:
                 digest = self.files.put(path, target)
         self.digests[self.name] = digest._asdict()
 
+    @contextmanager
+    def read(self) -> Iterator[Path]:
+        """A path on this machine to what was written, which may be gone after the block."""
+        target = f"{self.folder}/{self.name}"
+        if self.files.local is not None:
+            yield self.files.local / target
+        else:
+            with tempfile.TemporaryDirectory(prefix="fcn-staged-") as scratch:
+                path = Path(scratch) / self.name
+                self.files.get(target, path)
+                yield path
+
 
 class Marker:
     """An empty file that remembers that something was done, whichever machine did it."""

@@ -11,7 +11,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,6 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source_registry import resolve_dataset_source
-from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -31,7 +30,9 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import OutageError, TrackingError
 from pipeline.logs import configure_environment
+from pipeline.results import Dataset
 from pipeline.tracking import owner
+from pipeline.tracking.dataset import ShardDataset
 
 log = logging.getLogger(__name__)
 
@@ -185,12 +186,14 @@ class TrackingClient:
         """A text as the artifact `at`."""
         self.client.log_text(run_id, text, at)
 
-    def log_dataset(self, run_id: str, name: str, uri: str, digest: str) -> None:
-        """The data set as an input of the run, with the digest of its content."""
+    def log_dataset(
+        self, run_id: str, name: str, uri: str, data: Dataset, classes: Sequence[str]
+    ) -> None:
+        """The data set as an input of the run: its digest, its columns and what is in it."""
         source: Any = CodeDatasetSource({"uri": uri})  # for object stores that MLflow does not know
         with suppress(MlflowException):
             source = resolve_dataset_source(uri)
-        dataset = MetaDataset(source=source, name=name, digest=digest)  # type: ignore[abstract]
+        dataset = ShardDataset(source, name, data, classes)
         tags = [InputTag("mlflow.data.context", "training")]
         self.client.log_inputs(run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), tags)])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +36,17 @@ def confusion_matrix(path: Path, counts: NDArray[np.int64], table: ClassTable) -
     figure.savefig(path)
 
 
-def class_bars(path: Path, scores: Scores, table: ClassTable) -> None:
-    """IU of each class in its colour, the mean as a line."""
+def class_bars(path: Path, scores: Scores, table: ClassTable, absent: Collection[str]) -> None:
+    """IU of each class in its colour, the mean as a line; `absent` are those not in the split."""
     figure = Figure((7, 1.2 + 0.34 * len(table)), layout="constrained", dpi=110)
     axes = figure.subplots()
     values = np.nan_to_num(np.array(scores.class_iu))
     colours = [tuple(c / 255 for c in colour) for colour in table.colours]
     bars = axes.barh(table.names, values, color=colours, edgecolor="0.3", linewidth=0.6)
-    labels = ["absent" if np.isnan(iu) else f"{iu:.3f}" for iu in scores.class_iu]
+    labels = [
+        ", ".join([f"{iu:.3f}"] * (not np.isnan(iu)) + ["not in the split"] * (name in absent))
+        for name, iu in zip(table.names, scores.class_iu, strict=True)
+    ]
     axes.bar_label(bars, labels, padding=3)
     axes.axvline(scores.mean_iu, color="0.3", ls="--", label=f"mean IU {scores.mean_iu:.3f}")
     axes.set(xlim=(0, 1.08), xlabel="intersection over union")

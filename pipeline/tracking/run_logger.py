@@ -17,7 +17,15 @@ from typing import Self
 
 from pipeline.config.recipe import Recipe
 from pipeline.errors import OutageError, StoppedError, TrackingError
-from pipeline.results import RECEIPT, Dataset, Evaluation, TrainedNet, Transplanted
+from pipeline.results import (
+    QUARANTINE,
+    RECEIPT,
+    REPORT,
+    Dataset,
+    Evaluation,
+    TrainedNet,
+    Transplanted,
+)
 from pipeline.storage.store import Marker
 from pipeline.tracking import plots
 from pipeline.tracking.client import Row, TrackingClient, address, installed, speaking
@@ -121,10 +129,15 @@ class RunLogger:
         self.do(lambda client: client.log_text(run.id, recipe.to_yaml(), "recipe.yaml"))
 
     def dataset(self, data: Dataset, uri: str) -> None:
-        """The data set as the run's input, its quarantine as an artifact."""
-        name, quarantine = f"{self.recipe.data.source}-{self.recipe.name}", "quarantine.csv"
-        self.do(lambda client: client.log_dataset(self.run.id, name, uri, data.digest))
-        self.do(lambda client: client.log_file(self.run.id, data.folder / quarantine, "data"))
+        """The data set as the run's input, its report and its quarantine as artifacts."""
+        name = f"{self.recipe.data.source}-{self.recipe.name}"
+        classes = self.recipe.data.class_table().names
+        self.do(lambda client: client.log_dataset(self.run.id, name, uri, data, classes))
+        for file in (REPORT, QUARANTINE):
+            self.do(partial(self._log_data_file, data.folder / file))
+
+    def _log_data_file(self, path: Path, client: TrackingClient) -> None:
+        client.log_file(self.run.id, path, "data")
 
     def receipt(self, transplanted: Transplanted) -> None:
         """The proof of the transplant."""

@@ -29,6 +29,7 @@ def test_help_lists_the_verbs_and_loads_no_torch() -> None:
         "evaluate",
         "register",
         "predict",
+        "export-data",
         "gc",
     ):
         assert f"\n  {verb} " in done.stdout

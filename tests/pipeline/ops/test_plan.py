@@ -8,8 +8,10 @@ import pytest
 from pipeline import cluster
 from pipeline.config.recipe import load_recipe
 from pipeline.errors import ClusterError
+from pipeline.flow import Report
 from pipeline.ops import plan
-from tests.conftest import tiny
+from pipeline.results import Doubt, Evaluation
+from tests.conftest import a_dataset, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +83,22 @@ def test_a_train_split_without_a_whole_pair_is_planned_without_a_number_of_steps
     [needs] = [row[4] for row in plan.plan_rows(recipe) if row[0].startswith("finetune")]
     assert "1 epochs" in needs
     assert "steps of" not in needs
+
+
+def test_the_last_lines_name_the_data_report_its_doubts_and_classes_without_truth() -> None:
+    doubts = [Doubt(level="warning", text="a"), Doubt(level="note", text="b")]
+    scores = Evaluation(
+        folder=Path("scores"),
+        split="val",
+        num_images=2,
+        pixel_accuracy=0.5,
+        mean_accuracy=0.5,
+        mean_iu=0.25,
+        frequency_weighted_iu=0.5,
+        class_iu={"sky": 0.5, "[b]": 0.0, "tree": None},
+        absent=["[b]", "tree"],
+    )
+    report = Report(results={"ingest": a_dataset(doubts=doubts), "evaluate": scores})
+    text = "\n".join(plan.closing_lines(report))
+    assert "data report      data/report.html, 1 doubt\n" in text
+    assert "not in the split \\[b] (predicted, so its IU is 0), tree\n" in text

@@ -1,5 +1,6 @@
 """A real MLflow store: every metric once, runs found again, outages known from refusals."""
 
+import json
 import math
 import re
 import signal
@@ -11,11 +12,15 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.types import DataType, Schema
 from sqlalchemy.exc import OperationalError
 
 from pipeline.config.schema import TrackingSpec
+from pipeline.data.shards import SCHEMA
 from pipeline.errors import OutageError, TrackingError
+from pipeline.results import Doubt
 from pipeline.tracking.client import TrackingClient, installed, speaking
+from tests.conftest import a_dataset
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +164,23 @@ def test_parameters_are_the_recipes_dotted_keys(tracker) -> None:
     assert params["a.b0"] == "0"
 
 
-def test_the_data_set_is_an_input_with_its_own_digest(tracker, tmp_path) -> None:
+def test_the_data_set_is_an_input_with_its_digest_columns_and_content(tracker, tmp_path) -> None:
     run = tracker.open_run("flow", "data")
-    tracker.log_dataset(run, "shapes-demo", tmp_path.as_uri(), "0123456789abcdef" * 2)
+    data = a_dataset(doubts=[Doubt(level="warning", text="sky is nowhere in val")])
+    tracker.log_dataset(run, "shapes-demo", tmp_path.as_uri(), data, ("sky", "road"))
     dataset = tracker.client.get_run(run).inputs.dataset_inputs[0].dataset
     assert (dataset.name, dataset.digest) == ("shapes-demo", "0123456789abcdef" * 2)
+    assert json.loads(dataset.profile) == {
+        "num_images": {"train": 3, "val": 2},
+        "num_quarantined": 1,
+        "num_classes": 2,
+        "class_frac": {"train": {"sky": 0.75, "road": 0.25}, "val": {"sky": 0.5, "road": 0.5}},
+        "void_frac": {"train": 0.2, "val": 0.0},
+        "doubts": ["sky is nowhere in val"],
+    }
+    columns = Schema.from_json(json.dumps(json.loads(dataset.schema)["mlflow_colspec"]))
+    assert columns.input_names() == SCHEMA.names
+    assert columns.input_dict()["image"].type == DataType.binary
 
 
 def test_the_environment_lists_what_is_installed() -> None:

@@ -1,9 +1,12 @@
 """Pictures of label maps, and curves of phases."""
 
 import numpy as np
+import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
-from fcn.labels import VOID
+from fcn.labels import VOID, ClassTable
+from fcn.metrics import Confusion
 from pipeline.tracking import plots
 from tests.conftest import tiny
 
@@ -27,6 +30,16 @@ def test_pictures_show_what_they_say(tmp_path) -> None:
     assert again.mode == "P"
     assert (np.asarray(again) == prediction).all()
     assert tuple(again.getpalette()[6:9]) == table.colours[2]
+
+
+def test_bars_name_the_classes_that_are_not_in_the_split(tmp_path, monkeypatch) -> None:
+    confusion = Confusion(3)
+    confusion.update(torch.tensor([0, 0]), torch.tensor([0, 1]))  # 1 is predicted, 2 is nowhere
+    table = ClassTable(("sky", "road", "tree"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
+    texts = []
+    monkeypatch.setattr(Axes, "bar_label", lambda self, bars, labels, **_: texts.extend(labels))
+    plots.class_bars(tmp_path / "bars.png", confusion.scores(), table, ["road", "tree"])
+    assert texts == ["0.500", "0.000, not in the split", "not in the split"]
 
 
 def test_curves_are_drawn_of_phases_of_any_length_and_of_none(tmp_path) -> None:

@@ -10,13 +10,14 @@ import pytest
 from pipeline.config.schema import TrackingSpec
 from pipeline.errors import OutageError, TrackingError
 from pipeline.flow import Flow
+from pipeline.results import QUARANTINE, REPORT
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Marker
 from pipeline.tracking import run_logger
 from pipeline.tracking.client import TrackingClient
 from pipeline.tracking.run_logger import FlowLogger, status_after
 from pipeline.training.state import History
-from tests.conftest import tiny
+from tests.conftest import a_dataset, tiny
 
 HISTORY = [*((step, {"train/loss": 1.0 / step}) for step in range(1, 7)), (6, {"val/mean_iu": 0.5})]
 
@@ -70,22 +71,11 @@ def finished(store) -> Flow:
     """A flow that trained while MLflow was away: its results are there and no mark."""
     flow = Flow(tiny("finetune.init=scratch", f"store={store}"))
     ingest, phase = flow.steps["ingest"], flow.steps["finetune-8s"]
-    data = {
-        "folder": "moved",
-        "files": {"train": [], "val": []},
-        "counts": {"train": 22, "val": 7},
-        "class_px": {},
-        "void_px": {},
-        "notes": {},
-        "range": None,
-        "max_side_px": None,
-        "rows": {},
-        "num_seen": 29,
-        "num_quarantined": 0,
-        "digest": "0123",
-    }
+    pixels = {"train": [22] * 5, "val": [7] * 5}
+    data = a_dataset(class_px=pixels).model_dump(mode="json")
     with flow.store.publish(ingest.stage.folder, ingest.key, data) as draft:
-        (draft / "quarantine.csv").write_text("")
+        for name in (QUARANTINE, REPORT):
+            (draft / name).write_text("")
     net = {"folder": "moved", "steps": 6, "metrics": {"val/mean_iu": 0.5}}
     with flow.store.publish(phase.stage.folder, phase.key, net) as draft:
         history = History()
