@@ -71,14 +71,14 @@ def _absent_classes(data: Dataset, names: Sequence[str]) -> Iterator[Doubt]:
         if not absent or not data.counts[split]:
             continue
         what = (
-            "which cannot be learned: take them out of data.classes, or add images with them"
+            "they cannot be learned. Take them out of data.classes, or add images with them"
             if split == "train"
-            else "about which its scores say nothing: they are left out of mean IU"
+            else "its scores say nothing about them"
         )
         yield Doubt(
             level="warning",
-            text=f"{len(absent)} of {len(names)} classes are nowhere in the labels of {split} "
-            f"({_listed(absent)}), {what}",
+            text=f"{len(absent)} of {len(names)} classes not found in the labels of {split}, "
+            f"{_listed(absent)}: {what}",
         )
 
 

@@ -139,6 +139,7 @@ def test_the_parent_run_holds_recipe_scores_and_pictures(flow) -> None:
         "environment.txt",
         "transplant/receipt.json",
         "data/quarantine.csv",
+        "data/report.html",
     ):
         assert name in found
     counts = json.loads((root / "evaluation" / "confusion.json").read_text())["counts"]

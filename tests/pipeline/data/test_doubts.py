@@ -30,8 +30,11 @@ def test_a_data_set_as_it_should_be_raises_none() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"class_px": {"train": [0, 9000], "val": [5, 5]}}, ["1 of 2", "train (sky)", "learned"]),
-        ({"class_px": {"train": [500, 900], "val": [5, 0]}}, ["1 of 2", "val (road)", "mean IU"]),
+        ({"class_px": {"train": [0, 9000], "val": [5, 5]}}, ["1 of 2", "train, sky:", "learned"]),
+        (
+            {"class_px": {"train": [500, 900], "val": [5, 0]}},
+            ["1 of 2", "val, road:", "say nothing"],
+        ),
         ({"void_px": {"train": 4001, "val": 0}}, ["50.0% of the pixels of train", "void_ids"]),
         (
             {"class_px": {"train": [99, 9000], "val": [5, 5]}},

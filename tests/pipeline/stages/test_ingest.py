@@ -88,6 +88,22 @@ def test_what_is_wrong_is_quarantined_with_its_reason(folder_recipe, tmp_path) -
     assert dataset.num_seen == 16
     assert len(Shards(dataset.paths("train"))) == 6
     assert len(Shards(dataset.paths("val"))) == 2
+    report = (dataset.folder / "report.html").read_text()
+    assert all(f"<h3>{reason}: 1</h3>" in report for reason, _ in found.values())
+
+
+def test_doubts_are_logged_and_kept_with_the_data_set(folder_recipe, tmp_path, caplog) -> None:
+    root = tmp_path / "data"
+    with Image.open(root / "train" / "train4.png") as image:
+        Image.fromarray(np.asarray(image) // 2).save(root / "val" / "dark.png")
+    Image.open(root / "trainannot" / "train4.png").save(root / "valannot" / "dark.png")
+    dataset = run(folder_recipe, tmp_path)
+    kept = Store(tmp_path / "store").published("datasets", "key")["doubts"]
+    assert [doubt["text"] for doubt in kept] == [doubt.text for doubt in dataset.doubts]
+    logged = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert logged == [doubt.text for doubt in dataset.doubts]
+    assert "1 of 3 classes not found in the labels of val, tree" in logged[0]
+    assert "(val/dark and train/train4)" in logged[1]
 
 
 def test_too_much_quarantined_fails_with_the_first_reasons_and_publishes_nothing(
@@ -101,7 +117,11 @@ def test_too_much_quarantined_fails_with_the_first_reasons_and_publishes_nothing
     text = str(caught.value)
     assert "1 of 8 samples were rejected, more than data.max_quarantined_frac=0.01" in text
     assert "train/train0: unknown class: ids 9" in text
-    assert (tmp_path / "store" / "datasets" / "key.quarantine.csv").is_file()
+    datasets = tmp_path / "store" / "datasets"
+    assert str(datasets / "key.quarantine.csv") in text
+    assert (datasets / "key.quarantine.csv").is_file()
+    assert str(datasets / "key.report.html") in text
+    assert "unknown class: 1" in (datasets / "key.report.html").read_text()
     assert Store(tmp_path / "store").published("datasets", "key") is None
     assert not list((tmp_path / "store" / "datasets").rglob("*.arrow"))
 

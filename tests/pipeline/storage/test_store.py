@@ -126,6 +126,8 @@ def test_a_file_is_staged_by_a_task_on_any_machine(store, elsewhere) -> None:
         staged = pickle.loads(pickle.dumps(store.stage_file(draft, "train-00000.arrow")))
         with staged.open() as path:
             path.write_bytes(b"rows")
+        with pickle.loads(pickle.dumps(staged)).read() as again:  # before it is published
+            assert again.read_bytes() == b"rows"
         manifest["objects"] = staged.digests
         (draft / "quarantine.csv").write_text("none")
     assert elsewhere.stored("datasets", "d", "quarantine.csv").localize().is_file()
