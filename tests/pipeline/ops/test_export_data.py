@@ -92,7 +92,12 @@ def test_parquet_is_read_by_arrow_and_ray(data, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(export, "FILE_BYTES", 0)
     done = CliRunner().invoke(
         main,
-        ["export-data", recipe_file(recipe, tmp_path), "--to=parquet", f"-o={tmp_path / 'out'}"],
+        [
+            "export-data",
+            recipe_file(recipe, tmp_path),
+            "--to=parquet",
+            f"--output={tmp_path / 'out'}",
+        ],
     )
     assert done.exit_code == 0, done.output
     assert "3 train, 2 val" in done.output
