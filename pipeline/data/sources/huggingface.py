@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -21,6 +21,10 @@ from pipeline.errors import DataError
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img")
 """Names of the column of images; the first that is there is taken."""
+ID_COLUMN = "id"
+"""The column that names samples, if all of its texts in a split differ."""
+DAMAGE = (pa.ArrowException, UnicodeDecodeError)
+"""What Arrow raises for damaged files; the second for names and texts that are not UTF-8."""
 ROW = "#"
 """Between a file and the number of a row in it."""
 
@@ -33,22 +37,27 @@ class HuggingFaceSource:
     splits: Mapping[Split, SplitSpec]
 
     def samples(self) -> tuple[list[Sample], list[Rejected]]:
-        """All rows of all files; a sample is called by its file and its row.
+        """All rows of all files; a sample is called by its id, else by its file and its row.
 
         Raises:
             DataError: there are no rows, or a file is no parquet file with such columns.
         """
         samples: list[Sample] = []
         for split, spec in self.splits.items():
-            before = len(samples)
-            for path in self._files(spec):
-                name = path.relative_to(self.root).with_suffix("")
-                samples += [
-                    Sample(split, f"{name}/{row:06d}", f"{path}{ROW}{row}", spec.labels)
-                    for row in range(_num_rows(path, spec.labels))
-                ]
-            if len(samples) == before:
+            rows = [
+                (path, row)
+                for path in self._files(spec)
+                for row in range(_num_rows(path, spec.labels))
+            ]
+            if not rows:
                 raise DataError(f"split {split} has no samples: {spec.images} holds no rows")
+            names = _ids(self._files(spec)) or [
+                f"{path.relative_to(self.root).with_suffix('')}/{row:06d}" for path, row in rows
+            ]
+            samples += [
+                Sample(split, name, f"{path}{ROW}{row}", spec.labels)
+                for name, (path, row) in zip(names, rows, strict=True)
+            ]
         return samples, []
 
     def read(self, sample: Sample) -> tuple[bytes, bytes]:
@@ -60,7 +69,7 @@ class HuggingFaceSource:
         file, _, row = sample.image.rpartition(ROW)
         try:
             table, start = _rows_around(file, int(row), sample.label)
-        except pa.ArrowException as error:
+        except DAMAGE as error:
             raise ImageError("unreadable file", f"row {row} of {file}: {error}") from error
         image, label = (column[int(row) - start].as_py() for column in table.columns)
         return self._bytes(image, "image"), self._bytes(label, sample.label)
@@ -99,11 +108,28 @@ def _num_rows(path: Path, label: str) -> int:
         with pq.ParquetFile(path) as file:
             _columns(file.schema_arrow, label, str(path))
             rows = file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (*DAMAGE, OSError) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}; fetch it again") from error
     if rows != (there := _group_starts(str(path), _changed(path))[-1]):
         raise DataError(f"{path} says that it has {rows} rows, and has {there}; fetch it again")
     return rows
+
+
+def _ids(files: Sequence[Path]) -> list[str] | None:
+    """The names that the files give to all of their rows; None if some have none, or one twice."""
+    names: list[str] = []
+    for path in files:
+        try:
+            with pq.ParquetFile(path) as file:
+                schema = file.schema_arrow
+                if ID_COLUMN not in schema.names or schema.field(ID_COLUMN).type != pa.string():
+                    return None
+                names += file.read(columns=[ID_COLUMN])[ID_COLUMN].to_pylist()
+        except DAMAGE as error:
+            raise DataError(
+                f"{path}: column {ID_COLUMN} is damaged: {error}; fetch it again"
+            ) from error
+    return names if all(names) and len(set(names)) == len(names) else None
 
 
 def _columns(schema: pa.Schema, label: str, path: str) -> list[str]:

@@ -109,6 +109,8 @@ def test_parquet_is_read_by_arrow_and_ray(data, tmp_path, monkeypatch) -> None:
     assert table["image"][0]["path"].as_py() == "b.png"
     assert b'"_type": "Image"' in table.schema.metadata[b"huggingface"]
     assert b'"road"' in table.schema.metadata[b"classes"]
+    again = load_recipe(str(tmp_path / "out" / "recipe.yaml"), [f"store={tmp_path}/store"])
+    assert Flow(again).run("ingest").results["ingest"].digest == before.digest
     rows = ray.data.read_parquet(str(tmp_path / "out" / "data")).take_all()
     counts = {"train": np.zeros(3, int), "val": np.zeros(3, int)}
     for row in rows:

@@ -67,6 +67,22 @@ def test_every_row_is_a_sample_and_its_cells_are_read_whatever_the_order(root) -
         assert source.read(samples[i]) == (png(100 + values[i]), png(values[i]))
 
 
+@pytest.mark.parametrize(
+    ("ids", "named"),
+    [(["b", "a/x"], True), (["b", "b"], False), (["b", None], False), ([4, 5], False)],
+)
+def test_samples_have_the_names_of_an_id_column_if_they_differ(tmp_path, ids, named) -> None:
+    path = tmp_path / "data" / "train-0.parquet"
+    write_rows(path, range(2))
+    pq.write_table(pq.read_table(path).append_column("id", pa.array(ids)), path)
+    write_rows(tmp_path / "data" / "validation" / "0.parquet", range(10, 11))
+    samples = [s for s in opened(tmp_path).samples()[0] if s.split == "train"]
+    assert [s.id for s in samples] == (
+        ids if named else ["data/train-0/000000", "data/train-0/000001"]
+    )
+    assert opened(tmp_path).read(samples[1]) == (png(101), png(1))
+
+
 def test_a_row_group_is_read_once_for_the_rows_that_follow_each_other(root) -> None:
     source = opened(root)
     before = huggingface._row_group.cache_info().misses
