@@ -83,8 +83,8 @@ def cvat(root: Path) -> None:
 
 def cityscapes(root: Path) -> None:
     raw = np.array([7, 26, 21], np.uint8)  # road, car, vegetation
-    for split, num in (("train", 6), ("val", 3)):
-        for i in range(num):
+    for split, numbers in (("train", range(6)), ("val", range(50, 53))):
+        for i in numbers:
             name = f"ulm/ulm_{i:06d}_000019"
             save(root / f"leftImg8bit/{split}/{name}_leftImg8bit.png", noise(i))
             save(root / f"gtFine/{split}/{name}_gtFine_labelIds.png", raw[ids(i)])
@@ -104,6 +104,11 @@ def listed(root: Path) -> None:
     pairs(root, "images/{}.jpg", "masks/{}.png")
     (root / "train.txt").write_text("\n".join(f"images/{i:03d}.jpg" for i in range(5)))
     (root / "val.txt").write_text("\n".join(f"{i:03d}" for i in range(5, 8)))
+
+
+def tree(root: Path) -> None:
+    for start, city in ((0, "a"), (50, "b")):
+        pairs(root, f"images/{city}/{{}}.jpg", f"gt/{city}/{{}}.tif", start=start)
 
 
 def videos(root: Path) -> None:
@@ -181,7 +186,7 @@ MADE: dict[str, tuple[Make, str, tuple[str, ...], dict[str, int]]] = {
         *("folder", THREE, {"train": 7, "val": 1}),
     ),
     "tree": (
-        lambda root: [one(f"images/{c}/{{}}.jpg", f"gt/{c}/{{}}.tif")(root) for c in "ab"],
+        tree,
         *("folder", THREE, {"train": 14, "val": 2}),
     ),
     "colours": (
