@@ -51,6 +51,7 @@ def scored(mean_iu: float = 0.5, names: tuple[str, ...] = NAMES, **changes: obje
         "class_iu": dict.fromkeys(names, 0.5),
         "data_digest": "d1",
         "classes_seen": len(names),
+        "absent": [],
     }
     return Evaluation.model_validate(facts | changes)
 
