@@ -50,7 +50,7 @@ def match_names(
     """
     theirs = {k: tuple(v.shape) for k, v in state.items() if not k.startswith(AUXILIARY)}
     ours = {key: tuple(tensor.shape) for key, tensor in own.items()}
-    if not any(key.endswith(COUNTER) for key in theirs):
+    if () not in theirs.values():  # the counters are the only scalars, whatever they are called
         ours = {key: shape for key, shape in ours.items() if not key.endswith(COUNTER)}
     if given is not None:
         _require_complete(given, theirs, ours)

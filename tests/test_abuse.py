@@ -209,8 +209,10 @@ def test_a_file_that_is_no_recipe_is_refused_in_a_moment(name, content, word, tm
 @pytest.mark.parametrize("verb", ["show", "plan", "run", "ingest", "submit", "drill"])
 def test_no_verb_waits_for_what_is_no_file(verb, tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
-    for path in (str(tmp_path / "pipe.yaml"), "/dev/zero", str(tmp_path)):
+    for path in (str(tmp_path / "pipe.yaml"), "/dev/zero"):
         require(main, [verb, path], 2, "give a file")
+    words = "no images and labels that belong together" if verb == "run" else "give a file"
+    require(main, [verb, str(tmp_path)], 2, words)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_outputs_are_there_whole_or_not_at_all(net, photos, monkeypatch) -> None
         ("pipe.png", "it is no file"),
         ("loop.png", "cannot be read"),
         ("dangling.png", "No such file"),
-        ("sixteen.png", "8 bits a channel"),
+        ("sixteen.png", "data.range"),
         ("bomb.png", "cannot be read"),
         ("[bold].txt", "[bold].txt: it cannot be read"),
         (f"{'n' * 245}.png", "cannot be written"),

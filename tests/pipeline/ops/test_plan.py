@@ -96,6 +96,8 @@ def test_the_last_lines_name_the_data_report_its_doubts_and_classes_without_trut
         mean_iu=0.25,
         frequency_weighted_iu=0.5,
         class_iu={"sky": 0.5, "[b]": 0.0, "tree": None},
+        data_digest="d",
+        classes_seen=1,
         absent=["[b]", "tree"],
     )
     report = Report(results={"ingest": a_dataset(doubts=doubts), "evaluate": scores})
