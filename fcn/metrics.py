@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fcn.labels import VOID
 
+BYTE = 256
 REMEDY = {
     "label": f"map it to a class or to void ({VOID})",
     "prediction": "the net must have as many classes as the table",
@@ -55,25 +56,22 @@ class Confusion:
                 f"label {tuple(label.shape)} and prediction {tuple(prediction.shape)} differ; both "
                 "must be maps of one size"
             )
+        for name, values in (("label", label), ("prediction", prediction)):
+            if values.numel() and (outside := [v for v in _bounds(values) if not 0 <= v <= VOID]):
+                raise self._wild(name, outside[0])
+        # All pairs of bytes in one pass over compact numbers; void is a row of its own.
+        bins = label.to(torch.int32) * BYTE + prediction.to(torch.int32)
+        pairs = torch.bincount(bins.flatten(), minlength=BYTE * BYTE).view(BYTE, BYTE)
         k = len(self.counts)
-        void = label == VOID
-        wild_label = ((label < 0) | (label >= k)) & ~void
-        wild_prediction = (prediction < 0) | (prediction >= k)
-        # One bin more for void and one for what is wild: a single bincount, and on a GPU a single
-        # further wait for the check.
-        bins = torch.where(void, k * k, label.long() * k + prediction.long())
-        bins = torch.where(wild_label | wild_prediction, k * k + 1, bins)
-        counts = torch.bincount(bins.flatten(), minlength=k * k + 2)
-        if counts[-1]:
-            for name, wild in (
-                ("label", label[wild_label]),
-                ("prediction", prediction[wild_prediction]),
-            ):
-                if len(wild):
-                    raise ValueError(
-                        f"{name} {int(wild[0])} is not one of {k} classes; {REMEDY[name]}"
-                    )
-        self.counts += counts[: k * k].view(k, k)
+        for name, px in (("label", pairs[k:VOID].sum(1)), ("prediction", pairs[:, k:].sum(0))):
+            if px.any():
+                raise self._wild(name, k + int(px.nonzero()[0]))
+        self.counts += pairs[:k, :k]
+
+    def _wild(self, name: str, value: int) -> ValueError:
+        return ValueError(
+            f"{name} {value} is not one of {len(self.counts)} classes; {REMEDY[name]}"
+        )
 
     def scores(self) -> Scores:
         """The metrics of everything counted so far."""
@@ -90,6 +88,11 @@ class Confusion:
                 frequency_weighted_iu=float((truth * iu)[present].sum() / n.sum()),
                 class_iu=tuple(iu.tolist()),
             )
+
+
+def _bounds(values: Tensor) -> list[int]:
+    """Least and greatest value."""
+    return [int(bound) for bound in torch.aminmax(values)]
 
 
 def _mean(values: NDArray[np.float64]) -> float:
