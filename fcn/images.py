@@ -104,6 +104,7 @@ def decode_stored(encoded: bytes, rule: InputRule = AS_STORED) -> tuple[Pixels, 
         ImageError: as `decode_rgb` does.
     """
     with _opened(encoded, "undecodable image") as image:
+        _require_all_bands(image)
         bits = _more_than_eight_bits(image)  # before the pixels are loaded, as EXIF may do
         orientation = _orientation(image)
         if bits:
@@ -226,6 +227,16 @@ def _require_one_frame(image: Image.Image) -> None:
     ):  # a phone's photo carries its preview as a second frame
         raise ImageError(
             "several frames", f"{image.format} of {frames}; split it into files of one image each"
+        )
+
+
+def _require_all_bands(image: Image.Image) -> None:
+    """Pillow opens the first three of four bands of any meaning, such as infrared, without a word."""
+    stored = getattr(image, "tag_v2", {}).get(TiffImagePlugin.SAMPLESPERPIXEL, 0)
+    if stored > (shown := len(image.getbands())):
+        raise ImageError(
+            "more than 3 channels",
+            f"{stored} bands, of which {shown} would be read; save those alone",
         )
 
 

@@ -149,6 +149,11 @@ def test_only_a_fixed_list_of_formats_is_opened(kind) -> None:
         decode_rgb(file)
 
 
+def test_a_fourth_band_is_not_dropped_without_a_word() -> None:
+    with pytest.raises(ImageError, match="more than 3 channels"):
+        decode_rgb(encoded(Image.new("RGBX", (4, 4)), "TIFF"))
+
+
 @pytest.mark.parametrize("kind", ["GIF", "TIFF"])
 def test_files_of_several_images_are_refused(kind) -> None:
     first, second = (Image.fromarray(a.astype(np.uint8)) for a in (RAMP, RAMP + 1))
