@@ -94,7 +94,8 @@ def test_a_nets_constants_are_those_of_its_layers() -> None:
     assert vgg.gradient_bytes == pytest.approx(4 * 134e6, rel=0.02)
     assert resnet.gradient_bytes == pytest.approx(4 * 11.2e6, rel=0.02)
     larger = net_constants("resnet18", 128)
-    assert larger.flops == pytest.approx(4 * resnet.flops, rel=1e-6)
+    # all grows with the pixels but the upsampling, whose matrix products grow a little faster
+    assert larger.flops == pytest.approx(4 * resnet.flops, rel=0.01)
     assert larger.gradient_bytes == resnet.gradient_bytes
     # ResNet-18 is 1.8 GMAC at 224 px; three times that forward and backward, scores come on top
     assert resnet.flops * (224 / 64) ** 2 == pytest.approx(3 * 2 * 1.8e9, rel=0.1)
