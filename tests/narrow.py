@@ -1,14 +1,16 @@
 """VGG16 and AlexNet with few channels: the layers of torchvision's, in milliseconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import nn
 from torchvision.models.alexnet import AlexNet
 from torchvision.models.vgg import VGG, make_layers
 
-from fcn.backbones import Classifier
+from fcn.backbones import BACKBONES, Classifier
 from fcn.backbones.table import FAMILY_OF
 from fcn.nets import FCN
 
@@ -66,3 +68,12 @@ def randomised(net: FCN, seed: int = 0) -> FCN:
         std = (2 / fan_in) ** 0.5 if value.ndim > 1 else 0.5
         value.data.copy_(torch.randn(value.shape, generator=generator) * std)
     return net.eval()
+
+
+@contextmanager
+def narrowed() -> Iterator[None]:
+    """The table of backbones with these rows in place of the wide ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, classifier in narrow_backbones().items():
+            patch.setitem(BACKBONES, name, classifier)
+        yield

@@ -19,13 +19,12 @@ from fcn.nets import FCN
 from fcn.weights import ABOUT, class_table, input_rule, load_net, read_about
 from pipeline.config.legal import require_model_uri
 from pipeline.config.schema import TrackingSpec
+from pipeline.data.sources.folder import IMAGE_SUFFIXES
 from pipeline.errors import DataError, StoreError, WeightsError
 from pipeline.storage.store import Store
 from pipeline.tracking import plots
 from pipeline.training.pretrained import run_net
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-"""Of the files that are taken from a folder; a file that is named itself may have any."""
 OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR)
 """Errors of writing that concern one name alone, so that others can be written."""
 
@@ -78,10 +77,10 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES]
+            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
             if not inside:
                 raise DataError(
-                    f"{path} holds no image; give a folder of files {', '.join(sorted(SUFFIXES))}"
+                    f"{path} holds no image; give a folder of files {', '.join(sorted(IMAGE_SUFFIXES))}"
                 )
         elif glob.has_magic(str(path)) and not path.exists():
             inside = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fcn.backbones import BACKBONES
 from fcn.geometry import Geometry
 from fcn.losses import cross_entropy_sum
 from fcn.nets import FCN, Blueprint, coarsest_map_px
 from fcn.normalise import set_batch_norm
 from fcn.optim import parameter_groups
 from fcn.weights import load_net, save_net
-from tests.narrow import narrow_backbones
+from tests.narrow import narrowed
 
 NETS = ("vgg16", "alexnet", "googlenet", "resnet18", "resnet50", "efficientnet_lite0")
 SMALL = ("alexnet", "googlenet", "resnet18", "efficientnet_lite0")
@@ -23,9 +22,7 @@ SMALL = ("alexnet", "googlenet", "resnet18", "efficientnet_lite0")
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, classifier in narrow_backbones().items():
-            patch.setitem(BACKBONES, name, classifier)
+    with narrowed():
         yield
 
 

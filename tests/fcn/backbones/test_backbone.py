@@ -9,7 +9,7 @@ from torch import nn
 from fcn.backbones import BACKBONES, CAFFE, Backbone, build_backbone
 from fcn.geometry import Geometry
 from fcn.nets import FCN, Blueprint
-from tests.narrow import narrow_backbones
+from tests.narrow import narrowed
 
 RUN = (
     *("vgg16", "alexnet", "googlenet", "googlenet_5x5", "inception_v3", "resnet18"),
@@ -31,9 +31,7 @@ SLOW = ("caffenet", "vgg11_bn", "wide_resnet50_2", "efficientnet_v2_s")
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, classifier in narrow_backbones().items():
-            patch.setitem(BACKBONES, name, classifier)
+    with narrowed():
         yield
 
 
